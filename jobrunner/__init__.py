@@ -1,0 +1,1 @@
+"""jobrunner: fault-tolerant batch jobs, complete and written exactly once."""

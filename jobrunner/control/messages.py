@@ -1,0 +1,520 @@
+"""Messages between master, worker agent and client, and the values in them.
+
+Requests are idempotent by the ids they carry (job, token, blob hash), so each may be sent again after a lost reply.
+Whoever answers raises an error of errors.py, which the caller sees as if raised here.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from jobrunner.ids import AttemptId, Epoch, Hash, JobId, SessionId, StageName, TaskId, Token
+
+
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a message."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True, tag_field="type"):
+    """A request, a reply or a push; its tag is its class name."""
+
+
+class TaskKind(StrEnum):
+    """What an attempt does. All but map and reduce are steps of the commit."""
+
+    SETUP = "setup"
+    MAP = "map"
+    REDUCE = "reduce"
+    PUBLISH = "publish"
+    RETRACT = "retract"
+    CLEANUP = "cleanup"
+
+
+class EndCause(StrEnum):
+    """Why an attempt ended. `CHARGED` lists those that count against the task."""
+
+    DONE = "done"
+    EXCEPTION = "exception"  # User code raised (SystemExit too).
+    FATAL = "fatal"  # User code raised Fatal: the job fails at once.
+    SIGNAL = "signal"  # The process was killed by a signal (a segfault, say).
+    EXITED = "exited"  # The process ended before the attempt did, with any status.
+    MEMORY = "memory"
+    TIMEOUT = "timeout"  # No progress for attempt.timeout_ms.
+    STORAGE = "storage"  # The worker could not read or write (full disk, no permission).
+    INPUT_CHANGED = "input_changed"  # An input file is not what was planned: the job fails at once.
+    LOST_WORKER = "lost_worker"
+    LOST_INPUT = "lost_input"  # Map output it needed is gone.
+    PREEMPTED = "preempted"
+    SUPERSEDED = "superseded"  # Another attempt of the task won.
+    OPERATOR = "operator"  # The job was killed or failed meanwhile.
+
+
+CHARGED = frozenset(
+    {EndCause.EXCEPTION, EndCause.FATAL, EndCause.SIGNAL, EndCause.EXITED, EndCause.MEMORY, EndCause.TIMEOUT,
+     EndCause.STORAGE, EndCause.INPUT_CHANGED}
+)  # fmt: skip
+HOPELESS = frozenset({EndCause.FATAL, EndCause.INPUT_CHANGED})  # One is enough to fail the job.
+
+
+class OutputFile(Value):
+    """One closed, synced file of an attempt. `file` is its name in the attempt's directory and in the output."""
+
+    output: str  # Name of the output; "main" until there are side outputs.
+    file: str
+    records: int
+    bytes: int
+    checksum: str  # "algorithm:hex", e.g. "crc32:0a1b2c3d".
+
+
+class HostInfo(Value):
+    """Says whether two processes can see each other's pids: equal boot_id and pid_namespace."""
+
+    hostname: str
+    boot_id: str
+    pid_namespace: str
+
+
+class InputPlace(Value):
+    """Where in the input an attempt failed."""
+
+    url: str
+    offset: int  # Bytes from the start of the file to the failing record.
+
+
+# --- agent to master -------------------------------------------------------------------------------------------------
+
+
+class RegisterWorker(Message):
+    """A worker's process asks for a session. Ends the session that another process of the same directory had."""
+
+    directory: str
+    process: str  # A uuid drawn at process start: the same process asking again gets the same session.
+    name: int  # The N of worker-N.
+    address: str  # host:port of the agent's server.
+    pid: int
+    host: HostInfo
+    slots: int
+
+
+class Registered(Message):
+    session: SessionId
+    epoch: Epoch
+    ttl_ms: int
+    beat_ms: int
+
+
+class Held(Value):
+    """An attempt the agent has: waiting for a slot, or running."""
+
+    token: Token
+    running: bool
+
+
+class Beat(Message):
+    """The session lives. `sequence` is that of the last Instruct received under `epoch`; `held` is all it has."""
+
+    session: SessionId
+    epoch: Epoch
+    sequence: int
+    held: list[Held]
+
+
+class BeatAck(Message):
+    epoch: Epoch
+
+
+class MapDone(Value, tag=True):
+    """A map output block file is closed under its name on this worker's disk (not synced: it can be made again)."""
+
+    attempt: AttemptId
+    token: Token
+    digest: int  # Order-free 64-bit sum over rows of hash(key, value), after combining.
+    rows: int
+    bytes: int
+    counters: dict[str, int]
+
+
+class Sealable(Value, tag=True):
+    """Final output of a partition: closed, synced and never touched again. Asks to be the winner."""
+
+    attempt: AttemptId
+    token: Token
+    files: list[OutputFile]
+    consumed: int  # Sum modulo 2^64 of the digests of all map outputs it read; 0 for a map-only job.
+    counters: dict[str, int]
+
+
+class StepDone(Value, tag=True):
+    """A step of the commit is done. `outcome`: done; published / withdrawn (of retract); refused (of setup, publish)."""
+
+    attempt: AttemptId
+    token: Token
+    outcome: str
+    detail: str = ""
+
+
+class Failed(Value, tag=True):
+    """An attempt ended without a result."""
+
+    attempt: AttemptId
+    token: Token
+    cause: EndCause
+    message: str
+    traceback: str = ""
+    tail: str = ""  # Last bytes of its stdout and stderr, attempt.tail_bytes_max.
+    place: InputPlace | None = None
+
+
+Ended = MapDone | Sealable | StepDone | Failed
+
+
+class Report(Message):
+    """Attempts that ended. Sent until answered; one verdict an item, in order."""
+
+    session: SessionId
+    items: list[Ended]
+
+
+class Verdict(StrEnum):
+    ACCEPTED = "accepted"  # Recorded; keep the block file until told to forget the job.
+    WON = "won"  # This attempt's output is the partition's, for ever.
+    LOST = "lost"  # Another attempt's is: delete your files.
+    GONE = "gone"  # The job has ended, or knows no such attempt: delete your files.
+
+
+class Reported(Message):
+    verdicts: list[Verdict]
+
+
+class BlockOffer(Value):
+    """A block file found on disk at start."""
+
+    attempt: AttemptId
+    token: Token
+    digest: int
+    rows: int
+    bytes: int
+
+
+class OfferBlocks(Message):
+    session: SessionId
+    blocks: list[BlockOffer]
+
+
+class Offered(Message):
+    """`keep[i]`: the i-th block counts (or its job still runs); delete the others."""
+
+    keep: list[bool]
+
+
+class LossKind(StrEnum):
+    MISSING = "missing"  # The worker answered: not there.
+    CORRUPT = "corrupt"  # Checksum or length is wrong.
+    UNREACHABLE = "unreachable"  # No answer in time, after retries.
+
+
+class ReportLostOutput(Message):
+    """A reducer could not read the output of `lost` (map attempts). Its own attempt ends as lost input."""
+
+    session: SessionId
+    reader: AttemptId
+    lost: list[AttemptId]
+    kind: LossKind
+
+
+class Ack(Message):
+    pass
+
+
+class GetMapOutputs(Message):
+    """Where the map outputs of a stage are. Raises Unavailable while `version` is not reached or maps are missing."""
+
+    job: JobId
+    stage: StageName
+    version: int
+
+
+class BlockOwner(Value):
+    session: SessionId
+    directory: str
+    address: str
+
+
+class MapOutputs(Message):
+    """Columns, one row a map, by partition; `owner` is an index into `owners`."""
+
+    version: int
+    owners: list[BlockOwner]
+    owner: list[int]
+    attempt: list[int]
+    token: list[int]
+    digest: list[int]
+    bytes: list[int]
+
+
+class GetWinners(Message):
+    """What to publish. Raises Unavailable unless the job's commit is decided."""
+
+    job: JobId
+
+
+class Winner(Value):
+    partition: int
+    attempt: int
+    token: Token
+    files: list[OutputFile]
+
+
+class Winners(Message):
+    """Winners by partition, and the job's counters: a pure function of the log."""
+
+    winners: list[Winner]
+    counters: dict[str, int]
+
+
+# --- master to agent and client (pushed) -----------------------------------------------------------------------------
+
+
+class Start(Value, tag=True):
+    """Run this attempt. `plan` names the JobPlan's blob."""
+
+    attempt: AttemptId
+    token: Token
+    kind: TaskKind
+    plan: Hash
+    map_stage: StageName = StageName("")  # For a reduce: whose output it reads,
+    version: int = 0  # and the version of GetMapOutputs it must see at least.
+
+
+class Stop(Value, tag=True):
+    """Kill or withdraw this attempt; report nothing for it."""
+
+    token: Token
+    cause: EndCause
+
+
+class Forget(Value, tag=True):
+    """The job needs nothing more on this worker: kill its attempts and processes, delete its blocks."""
+
+    job: JobId
+
+
+Instruction = Start | Stop | Forget
+
+
+class Instruct(Message):
+    """Fenced: refuse a lower epoch, another session, a sequence not above the last, a token not above the last."""
+
+    epoch: Epoch
+    session: SessionId
+    sequence: int
+    items: list[Instruction]
+
+
+class LeaderIs(Message):
+    """Pushed at once by any master that learns of a new leader, and by the leader every beacon_ms."""
+
+    epoch: Epoch
+    address: str  # "" while there is none.
+
+
+# --- client to master ------------------------------------------------------------------------------------------------
+
+
+class HaveBlobs(Message):
+    hashes: list[Hash]
+
+
+class BlobsHeld(Message):
+    missing: list[Hash]
+
+
+class PutBlob(Message):
+    """One piece of a blob, in order from offset 0. A piece that is already there is fine."""
+
+    hash: Hash
+    offset: int
+    total: int
+    data: bytes
+
+
+class StageSpec(Value):
+    """A stage as the masters see it. `final`: its attempts seal output; otherwise they leave blocks."""
+
+    name: StageName
+    kind: TaskKind  # MAP or REDUCE.
+    tasks: int
+    final: bool
+    reads: StageName = StageName("")  # The map stage a reduce reads.
+
+
+class SubmitJob(Message):
+    """Run a job whose blobs are there. The same job again is answered as the first time."""
+
+    job: JobId
+    name: str
+    output: str  # Canonical URL: absolute, links resolved; one live job may have it.
+    plan: Hash
+    code: Hash
+    stages: list[StageSpec]
+    faults_max: int
+    submitted_ms: int  # Client's unix milliseconds; for display only.
+    user: str = ""
+
+
+class Submitted(Message):
+    job: JobId
+    existing: bool
+
+
+class KillJob(Message):
+    job: JobId
+    reason: str
+
+
+class JobState(StrEnum):
+    """As `status` shows it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    KILLED = "killed"
+
+
+class StageStatus(Value):
+    name: StageName
+    kind: TaskKind
+    tasks: int
+    done: int
+    running: int
+    attempts: dict[str, int]  # started, failed, lost, superseded, and each end cause seen.
+
+
+class JobError(Value):
+    kind: str
+    message: str
+    task: str | None = None
+    attempt: str | None = None
+    traceback: str | None = None
+    input: InputPlace | None = None
+
+
+class JobStatus(Message):
+    """`status JOB`; the CLI turns times into RFC 3339. `tidy`: nothing of the job is left beside the output."""
+
+    id: JobId
+    name: str
+    state: JobState
+    waiting_for: str | None
+    output: str
+    submitted_ms: int
+    finished_ms: int | None
+    stages: list[StageStatus]
+    counters: dict[str, int]
+    error: JobError | None
+    tidy: bool
+    version: int  # Changes when anything above does.
+
+
+class GetJob(Message):
+    job: JobId
+
+
+class WaitJob(Message):
+    """Answered when the job has ended (with `tidy`: and is tidy), or its version is above `version`, or in timeout_ms."""
+
+    job: JobId
+    version: int
+    timeout_ms: int
+    tidy: bool = False
+
+
+class ListJobs(Message):
+    pass
+
+
+class JobList(Message):
+    jobs: list[JobStatus]  # Newest first.
+
+
+class AttemptInfo(Value):
+    """An attempt that runs or that ended otherwise than well, or the winner; `worker` serves its logs."""
+
+    attempt: AttemptId
+    token: Token
+    kind: TaskKind
+    state: str  # "running", or an EndCause.
+    worker: str  # Address; may be gone.
+    message: str
+    traceback: str
+    tail: str
+    place: InputPlace | None = None
+
+
+class GetAttempts(Message):
+    job: JobId
+    task: TaskId | None = None
+    failed_only: bool = False
+
+
+class AttemptList(Message):
+    attempts: list[AttemptInfo]
+
+
+class MasterInfo(Value):
+    id: int
+    member: str
+    address: str
+    pid: int | None
+    role: str  # leader, follower, candidate, learner, down
+    epoch: int
+    commit_index: int
+    applied_index: int
+
+
+class WorkerInfo(Value):
+    id: int
+    address: str
+    pid: int
+    host: str
+    slots: int
+    state: str  # live, suspect, lost, draining
+    running: list[str]
+
+
+class GetCluster(Message):
+    pass
+
+
+class ClusterInfo(Message):
+    cluster_id: str
+    leader: int | None
+    epoch: int
+    masters: list[MasterInfo]
+    workers: list[WorkerInfo]
+    jobs: dict[str, int]
+
+
+class GetMember(Message):
+    """What one master says of itself; answered by any."""
+
+
+class MemberInfo(Message):
+    info: MasterInfo
+
+
+AnyMessage = (
+    RegisterWorker | Registered | Beat | BeatAck | Report | Reported | OfferBlocks | Offered | ReportLostOutput | Ack
+    | GetMapOutputs | MapOutputs | GetWinners | Winners | Instruct | LeaderIs | HaveBlobs | BlobsHeld | PutBlob
+    | SubmitJob | Submitted | KillJob | JobStatus | GetJob | WaitJob | ListJobs | JobList | GetAttempts | AttemptList
+    | GetCluster | ClusterInfo | GetMember | MemberInfo
+)  # fmt: skip
+
+MessageDecoder = msgspec.msgpack.Decoder[AnyMessage]
+
+
+def message_decoder() -> "MessageDecoder":
+    """A decoder for every message above; it refuses anything else."""
+    return msgspec.msgpack.Decoder(AnyMessage)
