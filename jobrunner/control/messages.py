@@ -56,7 +56,7 @@ CHARGED = frozenset(
 HOPELESS = frozenset({EndCause.FATAL, EndCause.INPUT_CHANGED})  # One is enough to fail the job.
 
 
-class OutputFile(Value):
+class OutputFile(Value, frozen=True):
     """One closed, synced file of an attempt. `file` is its name in the attempt's directory and in the output."""
 
     output: str  # Name of the output; "main" until there are side outputs.
@@ -66,7 +66,7 @@ class OutputFile(Value):
     checksum: str  # "algorithm:hex", e.g. "crc32:0a1b2c3d".
 
 
-class HostInfo(Value):
+class HostInfo(Value, frozen=True):
     """Says whether two processes can see each other's pids: equal boot_id and pid_namespace."""
 
     hostname: str
@@ -74,7 +74,7 @@ class HostInfo(Value):
     pid_namespace: str
 
 
-class InputPlace(Value):
+class InputPlace(Value, frozen=True):
     """Where in the input an attempt failed."""
 
     url: str
@@ -84,7 +84,7 @@ class InputPlace(Value):
 # --- agent to master -------------------------------------------------------------------------------------------------
 
 
-class RegisterWorker(Message):
+class RegisterWorker(Message, frozen=True):
     """A worker's process asks for a session. Ends the session that another process of the same directory had."""
 
     directory: str
@@ -96,21 +96,21 @@ class RegisterWorker(Message):
     slots: int
 
 
-class Registered(Message):
+class Registered(Message, frozen=True):
     session: SessionId
     epoch: Epoch
     ttl_ms: int
     beat_ms: int
 
 
-class Held(Value):
+class Held(Value, frozen=True):
     """An attempt the agent has: waiting for a slot, or running."""
 
     token: Token
     running: bool
 
 
-class Beat(Message):
+class Beat(Message, frozen=True):
     """The session lives. `sequence` is that of the last Instruct received under `epoch`; `held` is all it has."""
 
     session: SessionId
@@ -119,11 +119,11 @@ class Beat(Message):
     held: list[Held]
 
 
-class BeatAck(Message):
+class BeatAck(Message, frozen=True):
     epoch: Epoch
 
 
-class MapDone(Value, tag=True):
+class MapDone(Value, tag=True, frozen=True):
     """A map output block file is closed under its name on this worker's disk (not synced: it can be made again)."""
 
     attempt: AttemptId
@@ -134,7 +134,7 @@ class MapDone(Value, tag=True):
     counters: dict[str, int]
 
 
-class Sealable(Value, tag=True):
+class Sealable(Value, tag=True, frozen=True):
     """Final output of a partition: closed, synced and never touched again. Asks to be the winner."""
 
     attempt: AttemptId
@@ -144,7 +144,7 @@ class Sealable(Value, tag=True):
     counters: dict[str, int]
 
 
-class StepDone(Value, tag=True):
+class StepDone(Value, tag=True, frozen=True):
     """A step of the commit is done. `outcome`: done; published / withdrawn (of retract); refused (of setup, publish)."""
 
     attempt: AttemptId
@@ -153,7 +153,7 @@ class StepDone(Value, tag=True):
     detail: str = ""
 
 
-class Failed(Value, tag=True):
+class Failed(Value, tag=True, frozen=True):
     """An attempt ended without a result."""
 
     attempt: AttemptId
@@ -168,7 +168,7 @@ class Failed(Value, tag=True):
 Ended = MapDone | Sealable | StepDone | Failed
 
 
-class Report(Message):
+class Report(Message, frozen=True):
     """Attempts that ended. Sent until answered; one verdict an item, in order."""
 
     session: SessionId
@@ -182,11 +182,11 @@ class Verdict(StrEnum):
     GONE = "gone"  # The job has ended, or knows no such attempt: delete your files.
 
 
-class Reported(Message):
+class Reported(Message, frozen=True):
     verdicts: list[Verdict]
 
 
-class BlockOffer(Value):
+class BlockOffer(Value, frozen=True):
     """A block file found on disk at start."""
 
     attempt: AttemptId
@@ -196,12 +196,12 @@ class BlockOffer(Value):
     bytes: int
 
 
-class OfferBlocks(Message):
+class OfferBlocks(Message, frozen=True):
     session: SessionId
     blocks: list[BlockOffer]
 
 
-class Offered(Message):
+class Offered(Message, frozen=True):
     """`keep[i]`: the i-th block counts (or its job still runs); delete the others."""
 
     keep: list[bool]
@@ -213,7 +213,7 @@ class LossKind(StrEnum):
     UNREACHABLE = "unreachable"  # No answer in time, after retries.
 
 
-class ReportLostOutput(Message):
+class ReportLostOutput(Message, frozen=True):
     """A reducer could not read the output of `lost` (map attempts). Its own attempt ends as lost input."""
 
     session: SessionId
@@ -222,11 +222,11 @@ class ReportLostOutput(Message):
     kind: LossKind
 
 
-class Ack(Message):
+class Ack(Message, frozen=True):
     pass
 
 
-class GetMapOutputs(Message):
+class GetMapOutputs(Message, frozen=True):
     """Where the map outputs of a stage are. Raises Unavailable while `version` is not reached or maps are missing."""
 
     job: JobId
@@ -234,13 +234,13 @@ class GetMapOutputs(Message):
     version: int
 
 
-class BlockOwner(Value):
+class BlockOwner(Value, frozen=True):
     session: SessionId
     directory: str
     address: str
 
 
-class MapOutputs(Message):
+class MapOutputs(Message, frozen=True):
     """Columns, one row a map, by partition; `owner` is an index into `owners`."""
 
     version: int
@@ -252,20 +252,20 @@ class MapOutputs(Message):
     bytes: list[int]
 
 
-class GetWinners(Message):
+class GetWinners(Message, frozen=True):
     """What to publish. Raises Unavailable unless the job's commit is decided."""
 
     job: JobId
 
 
-class Winner(Value):
+class Winner(Value, frozen=True):
     partition: int
     attempt: int
     token: Token
     files: list[OutputFile]
 
 
-class Winners(Message):
+class Winners(Message, frozen=True):
     """Winners by partition, and the job's counters: a pure function of the log."""
 
     winners: list[Winner]
@@ -275,7 +275,7 @@ class Winners(Message):
 # --- master to agent and client (pushed) -----------------------------------------------------------------------------
 
 
-class Start(Value, tag=True):
+class Start(Value, tag=True, frozen=True):
     """Run this attempt. `plan` names the JobPlan's blob."""
 
     attempt: AttemptId
@@ -286,14 +286,14 @@ class Start(Value, tag=True):
     version: int = 0  # and the version of GetMapOutputs it must see at least.
 
 
-class Stop(Value, tag=True):
+class Stop(Value, tag=True, frozen=True):
     """Kill or withdraw this attempt; report nothing for it."""
 
     token: Token
     cause: EndCause
 
 
-class Forget(Value, tag=True):
+class Forget(Value, tag=True, frozen=True):
     """The job needs nothing more on this worker: kill its attempts and processes, delete its blocks."""
 
     job: JobId
@@ -302,7 +302,7 @@ class Forget(Value, tag=True):
 Instruction = Start | Stop | Forget
 
 
-class Instruct(Message):
+class Instruct(Message, frozen=True):
     """Fenced: refuse a lower epoch, another session, a sequence not above the last, a token not above the last."""
 
     epoch: Epoch
@@ -311,7 +311,7 @@ class Instruct(Message):
     items: list[Instruction]
 
 
-class LeaderIs(Message):
+class LeaderIs(Message, frozen=True):
     """Pushed at once by any master that learns of a new leader, and by the leader every beacon_ms."""
 
     epoch: Epoch
@@ -321,15 +321,15 @@ class LeaderIs(Message):
 # --- client to master ------------------------------------------------------------------------------------------------
 
 
-class HaveBlobs(Message):
+class HaveBlobs(Message, frozen=True):
     hashes: list[Hash]
 
 
-class BlobsHeld(Message):
+class BlobsHeld(Message, frozen=True):
     missing: list[Hash]
 
 
-class PutBlob(Message):
+class PutBlob(Message, frozen=True):
     """One piece of a blob, in order from offset 0. A piece that is already there is fine."""
 
     hash: Hash
@@ -338,7 +338,7 @@ class PutBlob(Message):
     data: bytes
 
 
-class StageSpec(Value):
+class StageSpec(Value, frozen=True):
     """A stage as the masters see it. `final`: its attempts seal output; otherwise they leave blocks."""
 
     name: StageName
@@ -348,7 +348,7 @@ class StageSpec(Value):
     reads: StageName = StageName("")  # The map stage a reduce reads.
 
 
-class SubmitJob(Message):
+class SubmitJob(Message, frozen=True):
     """Run a job whose blobs are there. The same job again is answered as the first time."""
 
     job: JobId
@@ -362,12 +362,12 @@ class SubmitJob(Message):
     user: str = ""
 
 
-class Submitted(Message):
+class Submitted(Message, frozen=True):
     job: JobId
     existing: bool
 
 
-class KillJob(Message):
+class KillJob(Message, frozen=True):
     job: JobId
     reason: str
 
@@ -383,7 +383,7 @@ class JobState(StrEnum):
     KILLED = "killed"
 
 
-class StageStatus(Value):
+class StageStatus(Value, frozen=True):
     name: StageName
     kind: TaskKind
     tasks: int
@@ -392,7 +392,7 @@ class StageStatus(Value):
     attempts: dict[str, int]  # started, failed, lost, superseded, and each end cause seen.
 
 
-class JobError(Value):
+class JobError(Value, frozen=True):
     kind: str
     message: str
     task: str | None = None
@@ -401,7 +401,7 @@ class JobError(Value):
     input: InputPlace | None = None
 
 
-class JobStatus(Message):
+class JobStatus(Message, frozen=True):
     """`status JOB`; the CLI turns times into RFC 3339. `tidy`: nothing of the job is left beside the output."""
 
     id: JobId
@@ -418,11 +418,11 @@ class JobStatus(Message):
     version: int  # Changes when anything above does.
 
 
-class GetJob(Message):
+class GetJob(Message, frozen=True):
     job: JobId
 
 
-class WaitJob(Message):
+class WaitJob(Message, frozen=True):
     """Answered when the job has ended (with `tidy`: and is tidy), or its version is above `version`, or in timeout_ms."""
 
     job: JobId
@@ -431,15 +431,15 @@ class WaitJob(Message):
     tidy: bool = False
 
 
-class ListJobs(Message):
+class ListJobs(Message, frozen=True):
     pass
 
 
-class JobList(Message):
+class JobList(Message, frozen=True):
     jobs: list[JobStatus]  # Newest first.
 
 
-class AttemptInfo(Value):
+class AttemptInfo(Value, frozen=True):
     """An attempt that runs or that ended otherwise than well, or the winner; `worker` serves its logs."""
 
     attempt: AttemptId
@@ -453,17 +453,17 @@ class AttemptInfo(Value):
     place: InputPlace | None = None
 
 
-class GetAttempts(Message):
+class GetAttempts(Message, frozen=True):
     job: JobId
     task: TaskId | None = None
     failed_only: bool = False
 
 
-class AttemptList(Message):
+class AttemptList(Message, frozen=True):
     attempts: list[AttemptInfo]
 
 
-class MasterInfo(Value):
+class MasterInfo(Value, frozen=True):
     id: int
     member: str
     address: str
@@ -474,7 +474,7 @@ class MasterInfo(Value):
     applied_index: int
 
 
-class WorkerInfo(Value):
+class WorkerInfo(Value, frozen=True):
     id: int
     address: str
     pid: int
@@ -484,11 +484,11 @@ class WorkerInfo(Value):
     running: list[str]
 
 
-class GetCluster(Message):
+class GetCluster(Message, frozen=True):
     pass
 
 
-class ClusterInfo(Message):
+class ClusterInfo(Message, frozen=True):
     cluster_id: str
     leader: int | None
     epoch: int
@@ -497,11 +497,11 @@ class ClusterInfo(Message):
     jobs: dict[str, int]
 
 
-class GetMember(Message):
+class GetMember(Message, frozen=True):
     """What one master says of itself; answered by any."""
 
 
-class MemberInfo(Message):
+class MemberInfo(Message, frozen=True):
     info: MasterInfo
 
 

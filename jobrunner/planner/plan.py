@@ -17,7 +17,7 @@ class PlanValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class InputFile(PlanValue):
+class InputFile(PlanValue, frozen=True):
     """A file as it was when the job was planned; a change while the job runs fails it, by name."""
 
     url: str
@@ -26,7 +26,7 @@ class InputFile(PlanValue):
     etag: str = ""
 
 
-class Piece(PlanValue, array_like=True):
+class Piece(PlanValue, array_like=True, frozen=True):
     """Bytes [start, start + length) of one input file. Its records are those that begin in it."""
 
     file: int  # Index into JobPlan.inputs.
@@ -34,13 +34,13 @@ class Piece(PlanValue, array_like=True):
     length: int
 
 
-class InputPlan(PlanValue):
+class InputPlan(PlanValue, frozen=True):
     format: Literal["text"]
     errors: Literal["replace", "strict", "surrogateescape"]
     line_bytes_max: int
 
 
-class OutputPlan(PlanValue):
+class OutputPlan(PlanValue, frozen=True):
     """`url` is the canonical directory; parts are `part-00000` + extension."""
 
     url: str
@@ -49,7 +49,7 @@ class OutputPlan(PlanValue):
     extension: str
 
 
-class ShufflePlan(PlanValue):
+class ShufflePlan(PlanValue, frozen=True):
     reducers: int  # 0 for a map-only job.
     hash_version: int
     buffer_bytes_max: int
@@ -62,14 +62,14 @@ class ShufflePlan(PlanValue):
     sort_values: bool = False
 
 
-class AttemptPlan(PlanValue):
+class AttemptPlan(PlanValue, frozen=True):
     timeout_ms: int
     import_timeout_ms: int
     log_bytes_max: int
     tail_bytes_max: int
 
 
-class JobPlan(PlanValue):
+class JobPlan(PlanValue, frozen=True):
     """Everything a worker needs to run any attempt of the job, but for the code itself."""
 
     job: JobId

@@ -1,7 +1,7 @@
-"""Every timeout and every limit, with its default, unit and reason: the one list that config files, flags and docs follow.
+"""Every timeout and every limit, with its default, unit and reason: the one list that files, flags and docs follow.
 
-Frozen structs: daemons read them from `cluster.toml` without pydantic. `load.py` builds the validated, environment-aware
-models for people from this list, and `conf/*.toml` is checked against it by a test.
+Frozen structs: daemons read them from `cluster.toml` without pydantic. `load.py` builds the validated models
+for people from this list, and `conf/*.toml` is checked against it by a test.
 Each field is `Annotated[type, about("reason", unit=..., ge=..., le=...)]`.
 """
 
@@ -29,7 +29,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class ClusterSection(Section):
+class ClusterSection(Section, frozen=True):
     masters: Annotated[int, about("masters of the group; 3 survive the loss of one, 5 of two", ge=1, le=7)] = 3
     workers: Annotated[int, about("worker agents that `cluster up` starts", ge=0, le=1000)] = 2
     host: Annotated[str, about("address that daemons bind and announce; other than loopback needs TLS")] = "127.0.0.1"
@@ -40,7 +40,7 @@ class ClusterSection(Section):
     )
 
 
-class RaftSection(Section):
+class RaftSection(Section, frozen=True):
     heartbeat_ms: Annotated[int, about("leader's beat to its followers", unit="ms", ge=5)] = 50
     election_ms: Annotated[
         int, about("silence before an election; drawn from this to twice this", unit="ms", ge=50)
@@ -69,13 +69,13 @@ class RaftSection(Section):
     )
 
 
-class SessionSection(Section):
+class SessionSection(Section, frozen=True):
     ttl_ms: Annotated[int, about("silence after which a worker is lost", unit="ms", ge=200)] = 5_000
     beat_ms: Annotated[int, about("a worker's heartbeat", unit="ms", ge=20)] = 1_000
     beacon_ms: Annotated[int, about("the leader's sign of life to clients and workers", unit="ms", ge=20)] = 200
 
 
-class AttemptSection(Section):
+class AttemptSection(Section, frozen=True):
     faults_max: Annotated[int, about("attempts that may fail by the task's own fault before the job fails", ge=1)] = 4
     timeout_ms: Annotated[
         int, about("no record read or written and no progress() for this long kills an attempt", unit="ms", ge=100)
@@ -89,7 +89,7 @@ class AttemptSection(Section):
     slot_attempts_max: Annotated[int, about("attempts after which a slot process is replaced", ge=1)] = 1_000
 
 
-class ShuffleSection(Section):
+class ShuffleSection(Section, frozen=True):
     buffer_bytes_max: Annotated[
         int, about("map output or reduce input in memory per slot before it spills", unit="bytes", ge=65_536)
     ] = 67_108_864
@@ -105,7 +105,7 @@ class ShuffleSection(Section):
     compression: Annotated[Literal["lz4", "zstd", "none"], about("of block files")] = "lz4"
 
 
-class InputSection(Section):
+class InputSection(Section, frozen=True):
     split_bytes: Annotated[int, about("size of an input split; small files share one", unit="bytes", ge=1)] = 33_554_432
     split_files_max: Annotated[int, about("small files packed into one split", ge=1)] = 10_000
     errors: Annotated[
@@ -116,12 +116,12 @@ class InputSection(Section):
     ] = 268_435_456
 
 
-class OutputSection(Section):
+class OutputSection(Section, frozen=True):
     publish_tries_max: Annotated[int, about("tries of a publication that fails for reasons time may mend", ge=1)] = 10
     retry_ms: Annotated[int, about("pause between such tries", unit="ms", ge=1)] = 500
 
 
-class WorkerSection(Section):
+class WorkerSection(Section, frozen=True):
     slots: Annotated[int, about("attempts at once; 0 means the machine's processors divided by its workers", ge=0)] = 0
     import_timeout_ms: Annotated[int, about("importing a job's modules may take this long", unit="ms", ge=100)] = 60_000
     queue_max: Annotated[
@@ -130,7 +130,7 @@ class WorkerSection(Section):
     stop_timeout_ms: Annotated[int, about("how long a stopping agent waits for its slots", unit="ms", ge=10)] = 2_000
 
 
-class LimitsSection(Section):
+class LimitsSection(Section, frozen=True):
     frame_bytes_max: Annotated[int, about("largest message between processes", unit="bytes", ge=65_536)] = 1_048_576
     piece_bytes: Annotated[int, about("piece of a blob in one log entry", unit="bytes", ge=4096)] = 262_144
     job_bytes_max: Annotated[int, about("code and plan of one job in the masters", unit="bytes", ge=65_536)] = 4_194_304
@@ -145,7 +145,7 @@ class LimitsSection(Section):
     call_timeout_ms: Annotated[int, about("one call between processes", unit="ms", ge=100)] = 10_000
 
 
-class Settings(Section):
+class Settings(Section, frozen=True):
     """All sections. Precedence when loaded for people: flag, environment, file, default."""
 
     cluster: ClusterSection = ClusterSection()
