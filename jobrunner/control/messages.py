@@ -145,7 +145,7 @@ class Sealable(Value, tag=True, frozen=True):
 
 
 class StepDone(Value, tag=True, frozen=True):
-    """A step of the commit is done. `outcome`: done; published / withdrawn (of retract); refused (of setup, publish)."""
+    """A step of the commit is done. `outcome`: done, refused (setup, publish), published, withdrawn (retract)."""
 
     attempt: AttemptId
     token: Token
@@ -423,7 +423,7 @@ class GetJob(Message, frozen=True):
 
 
 class WaitJob(Message, frozen=True):
-    """Answered when the job has ended (with `tidy`: and is tidy), or its version is above `version`, or in timeout_ms."""
+    """Answered when the job has ended (`tidy`: and is tidy), or its version is above `version`, or after timeout_ms."""
 
     job: JobId
     version: int
