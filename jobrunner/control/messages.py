@@ -107,7 +107,8 @@ class Held(Value, frozen=True):
     """An attempt the agent has: waiting for a slot, or running."""
 
     token: Token
-    running: bool
+    running: bool  # False: it waits for a slot, or has ended and its report is not yet acknowledged.
+    ready: bool = False  # A reduce that has read all its input: lost map output no longer matters to it.
 
 
 class Beat(Message, frozen=True):
@@ -180,6 +181,7 @@ class Verdict(StrEnum):
     WON = "won"  # This attempt's output is the partition's, for ever.
     LOST = "lost"  # Another attempt's is: delete your files.
     GONE = "gone"  # The job has ended, or knows no such attempt: delete your files.
+    REFUSED = "refused"  # This token already sealed something else: a bug. Touch nothing.
 
 
 class Reported(Message, frozen=True):
@@ -360,6 +362,7 @@ class SubmitJob(Message, frozen=True):
     faults_max: int
     submitted_ms: int  # Client's unix milliseconds; for display only.
     user: str = ""
+    attempts_kept_max: int = 1000
 
 
 class Submitted(Message, frozen=True):
