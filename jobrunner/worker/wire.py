@@ -3,7 +3,7 @@
 A frame is its length (4 bytes, little endian) and a msgpack struct; descriptors travel with the first byte of the
 frame that declares them, so frames and descriptors pair up in order.
 
-    agent ── ForkTemplate, ForkSlot, KillChild ──► template      agent ── Run ──► slot
+    agent ── Hello, ForkTemplate, ForkSlot, KillChild ──► template      agent ── Run ──► slot
     agent ◄── Ready, ImportFailed, ChildExited ─── template      agent ◄── Progress, Finished, LostInput ── slot
 
 Both ends are always of one version: a template is forked from the code that the agent runs.
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from jobrunner.control.messages import Ended, LossKind, Start
+from jobrunner.control.messages import EndCause, Ended, LossKind, Start
 from jobrunner.ids import AttemptId, Token
 
 _LENGTH = struct.Struct("<I")
@@ -30,6 +30,12 @@ class Said(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 # --- agent to template -----------------------------------------------------------------------------------------------
 
 
+class Hello(Said, frozen=True):
+    """The first frame to the base template: whose death ends it."""
+
+    agent: int
+
+
 class ForkTemplate(Said, frozen=True):
     """Fork a template that has the job's modules imported. With it come: its socket, stdout, stderr."""
 
@@ -40,7 +46,7 @@ class ForkTemplate(Said, frozen=True):
 
 
 class ForkSlot(Said, frozen=True):
-    """Fork a slot. With it come: its socket, stdout, stderr. `code` is set where the template has not imported it."""
+    """Fork a slot. With it come: its socket, stdout, stderr. From the base, `code` and `plan` say what to import."""
 
     child: int
     code: str = ""
@@ -65,9 +71,9 @@ class Ready(Said, frozen=True):
 class ImportFailed(Said, frozen=True):
     """The user's modules raised."""
 
+    cause: EndCause
     message: str
     traceback: str
-    fatal: bool
 
 
 class ChildExited(Said, frozen=True):
@@ -116,7 +122,7 @@ class LostInput(Said, frozen=True):
     message: str
 
 
-ToTemplate = ForkTemplate | ForkSlot | KillChild
+ToTemplate = Hello | ForkTemplate | ForkSlot | KillChild
 FromTemplate = Ready | ImportFailed | ChildExited
 FromSlot = Progress | Finished | LostInput
 
@@ -157,28 +163,30 @@ class Pipe(Generic[_T]):
     def __init__(self, sock: socket.socket, kind: Any) -> None:
         self.socket = sock
         self.fds: list[int] = []  # Received, in order, not yet taken.
+        self.waiting: list[_T] = []  # Received, not yet taken.
         self._frames = Frames[_T](kind)
-        self._waiting: list[_T] = []
 
     def send(self, message: Said) -> None:
         self.socket.sendall(frame(message))
 
     def receive(self) -> list[_T] | None:
         """The next messages, at least one; None when the other end is closed. Blocks."""
-        while True:
+        while not self.waiting:
             data, fds, _, _ = socket.recv_fds(self.socket, _READ_BYTES, FDS_MAX)
             self.fds += fds
             if not data:
                 return None
-            messages = self._frames.feed(data)
-            if messages:
-                return messages
+            self.waiting = self._frames.feed(data)
+        messages, self.waiting = self.waiting, []
+        return messages
 
     def receive_one(self) -> _T | None:
         """The next message; None when the other end is closed. Blocks."""
-        if not self._waiting:
-            self._waiting = self.receive() or []
-        return self._waiting.pop(0) if self._waiting else None
+        messages = self.receive()
+        if messages is None:
+            return None
+        self.waiting = messages[1:]
+        return messages[0]
 
     def take_fds(self, count: int) -> list[int]:
         taken, self.fds = self.fds[:count], self.fds[count:]
