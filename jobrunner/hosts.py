@@ -1,4 +1,4 @@
-"""This host, and which of its processes are alive: what lets a dead neighbour be noticed at once, without a time-out."""
+"""This host, and which of its processes are alive: a dead neighbour is noticed at once, without a time-out."""
 
 import os
 import socket

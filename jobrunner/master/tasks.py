@@ -4,6 +4,8 @@ A stage's tasks are columns, grown when a task first runs: before that they are 
 Only attempts that run are objects.
 """
 
+from __future__ import annotations
+
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
