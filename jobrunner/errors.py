@@ -6,11 +6,12 @@
         Fatal         raised by user code: fail the job, no retries
       JobKilled       somebody killed the job                             exit 4
       Refused         a rule says no; asking again will not help          exit 2
-        NotLeader, SessionEnded, UnknownJob, OutputBusy, JobEnded, Denied
+        NotLeader, SessionEnded, UnknownJob, OutputBusy, JobEnded, Denied, CommitRefused
       Unavailable     time may mend it; the only kind that is retried     exit 3
         Unknown       the request may or may not have been carried out
       CorruptData     the operator: what was stored is not what is read   exit 5
       StorageFailed   the operator: a disk failed or is full              exit 6
+        StageGone     the job is over, or this host does not see its output's file system
       LogTooNew       the operator: written by a newer version            exit 7
 
 Errors carry fields. Those that cross processes are sent as (class name, fields) and raised again there.
@@ -79,6 +80,10 @@ class JobEnded(Refused):
     """The job has ended, so it takes no more of that. Fields `job`, `state`."""
 
 
+class CommitRefused(Refused):
+    """The output cannot be written: a foreign one is there, no permission, a disk that stays full. Field `url`."""
+
+
 class Denied(Refused):
     """Wrong token, cluster or protocol version."""
 
@@ -99,6 +104,10 @@ class StorageFailed(JobrunnerError):
     exit_status = 6
 
 
+class StageGone(StorageFailed):
+    """No stage directory: the job is over, or this host does not see the output's file system. Field `url`."""
+
+
 class LogTooNew(JobrunnerError):
     exit_status = 7
 
@@ -109,7 +118,8 @@ _BY_NAME: dict[str, type[JobrunnerError]] = {
     kind.__name__: kind
     for kind in (
         JobrunnerError, SpecError, TaskError, Fatal, JobKilled, Refused, NotLeader, SessionEnded, UnknownJob,
-        OutputBusy, JobEnded, Denied, Unavailable, Unknown, CorruptData, StorageFailed, LogTooNew,
+        OutputBusy, JobEnded, CommitRefused, Denied, Unavailable, Unknown, CorruptData, StorageFailed, StageGone,
+        LogTooNew,
     )
 }  # fmt: skip
 

@@ -62,16 +62,23 @@ def parse(text: str) -> dict[str, _Armed]:
     armed: dict[str, _Armed] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         name, _, rest = part.partition("=")
-        action, _, count = rest.partition(":")
+        action, colon, count = rest.partition(":")
         if name not in NAMES:
             raise SpecError(f"JOBRUNNER_FAILPOINTS: no failpoint {name!r} (`jobrunner --failpoints` lists them)")
-        if action not in ("kill", "pause", "error") or (count and not count.isdigit()):
-            raise SpecError(f"JOBRUNNER_FAILPOINTS: {part!r} is not name=kill|pause|error[:n]")
-        armed[name] = _Armed(action, int(count or 1))
+        nth = (int(count) if count.isascii() and count.isdigit() else 0) if colon else 1
+        if action not in ("kill", "pause", "error") or nth < 1:
+            raise SpecError(f"JOBRUNNER_FAILPOINTS: {part!r} is not name=kill|pause|error[:n], n from 1")
+        armed[name] = _Armed(action, nth)
     return armed
 
 
 _armed: dict[str, _Armed] | None = None
+
+
+def arm(text: str) -> None:
+    """Arm exactly these in this process, all passes uncounted; "" disarms. In place of the environment's."""
+    global _armed
+    _armed = parse(text)
 
 
 def failpoint(name: str) -> None:
