@@ -23,7 +23,8 @@ CONF_INTROS = {
     "`jobrunner master --config DIR/cluster.toml` and `worker --config DIR/cluster.toml` read it.",
 }
 _ALL_CONF = """Every key is here, commented out, with its default, unit and reason. Precedence: flag
-(--set section.key=value), environment (JOBRUNNER_SECTION__KEY), this file, default. Made by `python -m jobrunner.spec.settings_file conf`."""
+(--set section.key=value), environment (JOBRUNNER_SECTION__KEY), this file, default.
+Made by `python -m jobrunner.spec.settings_file conf`."""
 
 
 def dump_toml(settings: Settings) -> str:

@@ -1,0 +1,198 @@
+"""Client: a running cluster, by the addresses of its masters or by its directory.
+
+Every call may be repeated: it carries the job's id. Unknown means that it may or may not have been carried out.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from jobrunner.api.handle import JobHandle
+from jobrunner.api.job import Job, Urls
+from jobrunner.api.prepare import Request, make_request, prepare, resolve_settings
+from jobrunner.api.remote import Calls, Remote
+from jobrunner.control.messages import (
+    Ack,
+    BlobsHeld,
+    ClusterInfo,
+    GetCluster,
+    GetJob,
+    HaveBlobs,
+    JobList,
+    JobStatus,
+    LeaderIs,
+    ListJobs,
+    PutBlob,
+    Submitted,
+    message_decoder,
+)
+from jobrunner.errors import SpecError, Unknown, UnknownJob
+from jobrunner.failpoints import failpoint
+from jobrunner.ids import JobId, parse_job_id
+from jobrunner.spec.settings import Settings
+
+if TYPE_CHECKING:
+    from jobrunner.planner.build import BuiltJob
+
+
+class Client:
+    """A running cluster. Nothing is connected before the first call. Use it in a `with`, or close it."""
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        *,
+        token: str,
+        cluster_id: str = "",
+        settings: Settings | Mapping[str, object] | None = None,
+    ) -> None:
+        """`addresses`: "host:port,host:port" or a list. Raises SpecError."""
+        self.addresses = parse_addresses(addresses)
+        self.settings = resolve_settings(settings)
+        self._token = token
+        self._cluster_id = cluster_id
+        self._remote = Remote(self._connect, self.settings.limits)
+
+    @classmethod
+    def from_dir(
+        cls, directory: str | PathLike[str], *, settings: Settings | Mapping[str, object] | None = None
+    ) -> "Client":
+        """The cluster that `jobrunner cluster up --dir DIRECTORY` started. Raises SpecError."""
+        from jobrunner.cluster.local import ClusterDir
+
+        found = ClusterDir.read(Path(directory))
+        return cls(found.addresses, token=found.token, cluster_id=found.cluster_id, settings=settings)
+
+    @classmethod
+    def over(cls, calls: Calls, *, settings: Settings | None = None) -> "Client":
+        """A client that speaks through `calls`, for tests with a fake cluster."""
+
+        async def connect() -> Calls:
+            return calls
+
+        client = cls("fake:1", token="", settings=settings or Settings())
+        client._remote = Remote(connect, client.settings.limits)
+        return client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections. Jobs go on."""
+        self._remote.close()
+
+    def submit(
+        self,
+        job: Job,
+        *,
+        input: Urls,
+        output: str | PathLike[str],
+        reducers: int | None = None,
+        params: Mapping[str, object] | None = None,
+        if_exists: Literal["error", "replace"] = "error",
+        job_id: str | None = None,
+        name: str = "",
+    ) -> JobHandle:
+        """Check, plan and submit; returns once the masters have the job for good.
+
+        With a `job_id` this may be repeated after Unknown, and by several at once: it is one job.
+        Raises SpecError before anything is sent, OutputBusy; Unknown with field `job`.
+        """
+        request = make_request(
+            job,
+            input=input,
+            output=output,
+            reducers=reducers,
+            params=params,
+            if_exists=if_exists,
+            job_id=job_id,
+            name=name,
+        )
+        return self.submit_request(job, request)
+
+    def submit_request(self, job: Job, request: Request) -> JobHandle:
+        """As submit, of a request that make_request has made."""
+        if request.again and self._knows(request.job_id):
+            return JobHandle(self._remote, request.job_id)  # No checks: its own output may be there by now.
+        return self.submit_built(prepare(job, request, self.settings, slots=self.slots))
+
+    def submit_built(self, built: "BuiltJob") -> JobHandle:
+        """Send the blobs that the masters lack, then the job. Raises Unknown with field `job`."""
+        failpoint("client.submit.before")
+        piece_bytes = self.settings.limits.piece_bytes
+        for name in self._remote.call(HaveBlobs(list(built.blobs)), BlobsHeld).missing:
+            data = built.blobs[name]
+            for offset in range(0, len(data), piece_bytes):
+                piece = data[offset : offset + piece_bytes]
+                self._remote.call(PutBlob(name, offset, len(data), piece), Ack)
+        try:
+            answer = self._remote.call(built.submit, Submitted)
+        except Unknown as error:
+            job = built.submit.job
+            raise Unknown(f"{error}; submitting again with job id {job} is safe", job=job) from error
+        failpoint("client.submit.after")
+        return JobHandle(self._remote, answer.job)
+
+    def job(self, job_id: str) -> JobHandle:
+        """The handle of a job submitted before. Raises SpecError; the cluster is not asked."""
+        try:
+            return JobHandle(self._remote, parse_job_id(job_id))
+        except ValueError as error:
+            raise SpecError(str(error)) from error
+
+    def jobs(self) -> list[JobStatus]:
+        """All jobs the cluster remembers, newest first."""
+        return self._remote.call(ListJobs(), JobList).jobs
+
+    def cluster(self) -> ClusterInfo:
+        """Masters, workers, and how many jobs are in which state."""
+        return self._remote.call(GetCluster(), ClusterInfo)
+
+    def slots(self) -> int:
+        """Slots of all workers that are not lost."""
+        return sum(worker.slots for worker in self.cluster().workers if worker.state in ("live", "suspect"))
+
+    def _knows(self, job: JobId) -> bool:
+        try:
+            self._remote.call(GetJob(job), JobStatus)
+        except UnknownJob:
+            return False
+        return True
+
+    async def _connect(self) -> Calls:
+        from jobrunner.rpc.client import Masters  # aiohttp: a quarter of a second, not before it is needed.
+
+        def on_push(connection: object, message: object) -> None:
+            if isinstance(message, LeaderIs):
+                masters.leader_is(message.epoch, message.address)
+
+        masters = Masters(
+            self.addresses,
+            cluster_id=self._cluster_id,
+            cluster_token=self._token,
+            role="client",
+            decode=message_decoder().decode,
+            on_push=on_push,
+            settings=self.settings,
+        )
+        return masters
+
+
+def parse_addresses(text: str | Sequence[str]) -> tuple[str, ...]:
+    """Addresses of "host:port,host:port" or of a list. Raises SpecError naming the wrong one."""
+    parts = text.split(",") if isinstance(text, str) else text
+    addresses = tuple(part.strip() for part in parts if part.strip())
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+            raise SpecError(f"cluster address: found {address!r}, allowed: host:port,host:port,...")
+    if not addresses:
+        raise SpecError(f"cluster address: found {text!r}, allowed: host:port,host:port,...")
+    return addresses
