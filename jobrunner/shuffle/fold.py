@@ -1,0 +1,95 @@
+"""Ready-made reducers over columns: rows in, one row a key out.
+
+Nothing wraps: an int64 sum is taken only if max(abs) * rows stays below 2^63, else Python integers do it. Float sums
+run in row order, one after another, so that they are the same on every machine.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobrunner.shuffle.columns import make_rows, value_column, values_list
+from jobrunner.shuffle.keys import decode_key
+from jobrunner.shuffle.reducers import Count, Max, Min, Ready, Sum
+
+_KERNELS: dict[type[Ready], str] = {Sum: "sum", Count: "sum", Min: "min", Max: "max"}
+_UFUNCS: dict[type[Ready], Any] = {Sum: np.add, Count: np.add, Min: np.minimum, Max: np.maximum}
+
+
+def fold_rows(rows: Any, reducer: Ready) -> Any:
+    """Partial results `rows`, folded; keys in no order. Raises BadValue naming key and value."""
+    if len(rows) == 0:
+        return rows
+    if _vectorises(rows.column("value"), reducer):
+        kernel = _KERNELS[type(reducer)]
+        grouped = pa.Table.from_batches([rows]).group_by("key", use_threads=False).aggregate([("value", kernel)])
+        grouped = grouped.combine_chunks()
+        return make_rows(_whole(grouped.column("key")), _whole(grouped.column(f"value_{kernel}")))
+    return _fold_one_by_one(rows, reducer)
+
+
+def fold_sorted(rows: Any, reducer: Ready) -> Any:
+    """`fold_rows` of rows sorted by key; the result is sorted."""
+    if len(rows) < 2 or not _vectorises(rows.column("value"), reducer):
+        return _fold_one_by_one(rows, reducer)
+    if pa.types.is_float64(rows.column("value").type) and isinstance(reducer, Sum):
+        # numpy adds in an order of its own; Arrow in row order, but loses the order of keys.
+        rows = fold_rows(rows, reducer)
+        return rows.take(pc.sort_indices(rows.column("key")))
+    firsts = group_starts(rows.column("key"))
+    if len(firsts) == len(rows):
+        return rows
+    kernel = _UFUNCS[type(reducer)]
+    return make_rows(
+        rows.column("key").take(firsts), pa.array(kernel.reduceat(rows.column("value").to_numpy(), firsts))
+    )
+
+
+def group_starts(keys: Any) -> Any:
+    """First row of each group of equal keys in a sorted column that is not empty (int64 array)."""
+    count = len(keys)
+    changes = pc.not_equal(keys.slice(1), keys.slice(0, count - 1)).to_numpy(zero_copy_only=False)
+    return np.concatenate(([0], np.flatnonzero(changes) + 1))
+
+
+def _whole(column: Any) -> Any:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def count_rows(keys: Any) -> Any:
+    """Rows (key, how many) of an encoded key column; keys in no order."""
+    if len(keys) == 0:
+        return make_rows(keys, pa.array([], pa.int64()))
+    grouped = pa.table({"key": keys}).group_by("key", use_threads=False).aggregate([([], "count_all")])
+    return make_rows(_whole(grouped.column("key")), _whole(grouped.column("count_all")))
+
+
+def _vectorises(values: Any, reducer: Ready) -> bool:
+    if pa.types.is_float64(values.type):
+        if isinstance(reducer, Sum):
+            return True
+        # Of NaN, and of 0.0 beside -0.0, kernels pick one by version and processor: there the rule is Python's.
+        floats = values.to_numpy()
+        return isinstance(reducer, Min | Max) and not np.any(np.isnan(floats) | ((floats == 0) & np.signbit(floats)))
+    if not pa.types.is_int64(values.type):
+        return False
+    if isinstance(reducer, Min | Max):
+        return True
+    bounds = pc.min_max(values)
+    return max(abs(bounds["min"].as_py()), abs(bounds["max"].as_py())) * len(values) < 1 << 63
+
+
+def _fold_one_by_one(rows: Any, reducer: Ready) -> Any:
+    totals: dict[bytes, Any] = {}
+    merge = reducer.merge
+    for key, value in zip(rows.column("key").to_pylist(), values_list(rows.column("value")), strict=True):
+        if key in totals:
+            try:
+                totals[key] = merge(totals[key], value)
+            except TypeError as error:
+                raise reducer.refuse(decode_key(key), value, error) from error
+        else:
+            totals[key] = value
+    return make_rows(pa.array(list(totals), pa.binary()), value_column(list(totals.values())))
