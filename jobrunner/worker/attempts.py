@@ -125,7 +125,9 @@ class _Slot:
     job: JobId | None
     token: Token | None = None  # Of the attempt it runs.
     runs: int = 0
-    ending: Failed | None = None  # It is being killed; report this then, instead of the signal that killed it.
+    ending: tuple[EndCause, str] | None = (
+        None  # It is being killed; report this then, instead of the signal that killed it.
+    )
     dying: bool = False
 
 
@@ -241,7 +243,7 @@ class Attempts:
         attempt.phase, attempt.report = Phase.ENDED, report
         return actions + self._fill()
 
-    def slot_exited(self, number: int, cause: EndCause, message: str) -> list[Action]:
+    def slot_exited(self, number: int, cause: EndCause, message: str, tail: str = "") -> list[Action]:
         """A slot's process is gone, and all that it said was heard."""
         slot = self._slots.pop(number, None)
         if slot is None:
@@ -250,7 +252,9 @@ class Attempts:
         if attempt is not None and attempt.phase is Phase.RUNNING:
             start = attempt.start
             attempt.phase = Phase.ENDED
-            attempt.report = slot.ending or Failed(start.attempt, start.token, cause, message)
+            if slot.ending is not None:
+                cause, message = slot.ending
+            attempt.report = Failed(start.attempt, start.token, cause, message, tail=tail)
         return self._fill()
 
     def tick(self, now: float) -> list[Action]:
@@ -266,7 +270,7 @@ class Attempts:
             slot = self._slots[attempt.slot]
             if now - attempt.progress_at > attempt.timeout_s and not slot.dying:
                 text = f"no record read or written and no progress() for {attempt.timeout_s:g} s"
-                slot.ending = Failed(attempt.start.attempt, attempt.start.token, EndCause.TIMEOUT, text)
+                slot.ending = (EndCause.TIMEOUT, text)
                 actions.append(self._kill(attempt.slot, text))
         return actions + self._fill()
 

@@ -46,6 +46,12 @@ class Link(Generic[_T]):
         while self.open and self._read():
             pass
 
+    def finish(self) -> None:
+        """Say no more: the other end reads what was sent, then the end. It may still answer."""
+        if self.open:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         if not self.open:
             return

@@ -93,6 +93,7 @@ class Pool:
         self._events = events
         self._slots: dict[int, _Slot] = {}
         self._templates: dict[JobId, _Template] = {}
+        self._leaving: dict[int, _Template] = {}  # Told to end; by child.
         self._child_last = 0
         self._closing = False
         self._base: Link[wire.FromTemplate] = Link(handle.socket, wire.FromTemplate, self._base_said, self._base_closed)
@@ -108,12 +109,19 @@ class Pool:
         await asyncio.shield(found.imported)
 
     def forget(self, job: JobId) -> None:
-        """End the job's template, and with it what its user code left behind."""
+        """End the job's template, and with it its slots and what its user code left behind."""
         found = self._templates.pop(job, None)
         if found is not None:
-            self._base.send(wire.KillChild(found.child)) if not found.forks else None
-            found.link.close()  # It ends by itself, after all that it adopted.
-            found.output.close()
+            self._leaving[found.child] = found
+            if found.imported.done():
+                found.link.finish()  # It ends by itself, after all that it adopted.
+            else:
+                self._base.send(wire.KillChild(found.child))
+
+    def has_template(self, job: JobId) -> bool:
+        """The job's modules are imported."""
+        found = self._templates.get(job)
+        return found is not None and found.imported.done() and found.imported.exception() is None
 
     def jobs(self) -> list[JobId]:
         """Jobs with a template, the longest unused first."""
@@ -142,7 +150,7 @@ class Pool:
             return
         if isinstance(message, wire.ImportFailed):
             template.output.drain()
-            self._drop_template(job)
+            self._leaving[template.child] = self._templates.pop(job)
             template.imported.set_exception(ImportFailure(message.cause, message.message, message.traceback))
             return
         template.forks = message.threads <= 1
@@ -151,11 +159,6 @@ class Pool:
                 f"{job}: its modules start threads at import ({message.threads} run): each slot imports for itself"
             )
         template.imported.set_result(None)
-
-    def _drop_template(self, job: JobId) -> None:
-        template = self._templates.pop(job)
-        template.link.close()
-        template.output.close()
 
     # --- slots -------------------------------------------------------------------------------------------------------
 
@@ -192,6 +195,10 @@ class Pool:
         slot = self._slots[number]
         slot.output.drain()
         return slot.output.log.tail.text() if slot.output.log is not None else ""
+
+    def slots(self) -> int:
+        """Slots not yet gone."""
+        return len(self._slots)
 
     def log(self, number: int) -> AttemptLog | None:
         slot = self._slots.get(number)
@@ -237,16 +244,21 @@ class Pool:
             return
         for job, template in list(self._templates.items()):
             if template.child == message.child:
-                self._template_gone(job, template, message)
+                template.link.drain()  # Its last words: a failed import, or how slots ended.
+                self._leaving[template.child] = template
+                if self._templates.get(job) is template:
+                    del self._templates[job]
+        if message.child in self._leaving:
+            self._template_gone(self._leaving.pop(message.child), message)
 
-    def _template_gone(self, job: JobId, template: _Template, exit_: wire.ChildExited) -> None:
-        template.link.drain()  # An import's failure, or slots' ends, may have been its last words.
-        if self._templates.get(job) is template:
-            template.output.drain()
-            tail = template.output.log.tail.text() if template.output.log is not None else ""
-            self._drop_template(job)
-            if not template.imported.done():
-                template.imported.set_exception(_died_importing(exit_, tail))
+    def _template_gone(self, template: _Template, exit_: wire.ChildExited) -> None:
+        template.link.drain()
+        template.output.drain()
+        tail = template.output.log.tail.text() if template.output.log is not None else ""
+        template.link.close()
+        template.output.close()
+        if not template.imported.done():
+            template.imported.set_exception(_died_importing(exit_, tail))
         self._lost_owner(template.link, "its template process was killed")
 
     def _base_closed(self) -> None:

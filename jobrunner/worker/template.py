@@ -12,6 +12,7 @@ User code runs in a job template (imports) and in slots, never in the base.
 
 import contextlib
 import faulthandler
+import io
 import os
 import selectors
 import signal
@@ -87,11 +88,11 @@ def take_stdio(out: int, err: int) -> None:
 
 
 def open_stdio() -> None:
-    """Fresh stream objects on 0, 1 and 2: those of the parent may hold unwritten text. By lines, so crashes show all."""
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    """Fresh stream objects on 0, 1 and 2: the parent's may hold unwritten text. By lines, so that a crash loses none."""
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
     for fd, name in ((1, "stdout"), (2, "stderr")):
-        stream = open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-        setattr(sys, name, stream)
+        raw = io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True))
 
 
 class Forker:

@@ -90,6 +90,6 @@ def _cause(error: BaseException, *, ours: bool) -> EndCause:
         return EndCause.FATAL if isinstance(error, Fatal) else EndCause.EXCEPTION
     if isinstance(error, InputChanged):
         return EndCause.INPUT_CHANGED
-    if isinstance(error, (StorageFailed, CorruptData)) or (isinstance(error, OSError)):
+    if isinstance(error, (StorageFailed, CorruptData, OSError)):
         return EndCause.STORAGE
     return EndCause.EXCEPTION

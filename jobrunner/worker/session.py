@@ -1,0 +1,182 @@
+"""The agent's side of its session: registered, kept alive by beats, told what ended; and anew when it is over.
+
+A beat never waits for anything but the leader, and says all that the worker holds. Reports are repeated until there is
+a verdict; without a leader they wait, and attempts go on. Only a master's "session ended" stops them.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from jobrunner.control.messages import (
+    Ack,
+    Beat,
+    BeatAck,
+    BlockOffer,
+    Ended,
+    LossKind,
+    OfferBlocks,
+    Offered,
+    Registered,
+    RegisterWorker,
+    Report,
+    Reported,
+    ReportLostOutput,
+)
+from jobrunner.errors import Denied, Refused, SessionEnded, Unavailable
+from jobrunner.failpoints import failpoint
+from jobrunner.ids import AttemptId
+from jobrunner.rpc.client import Masters
+from jobrunner.spec.settings import Settings
+from jobrunner.worker.attempts import Action, Attempts
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_S = 0.2  # After an answer that is neither a result nor the end of the session.
+_REPORT_COUNT_MAX = 2_000
+_OFFER_COUNT_MAX = 2_000  # A block offer is under 200 bytes.
+_Reply = TypeVar("_Reply", bound=msgspec.Struct)
+
+
+class SessionOwner(Protocol):
+    """The agent."""
+
+    def perform(self, actions: Sequence[Action]) -> None: ...
+
+    async def idle(self) -> None:
+        """Wait until no slot is left."""
+        ...
+
+    async def found_blocks(self) -> list[BlockOffer]:
+        """Block files on disk; nothing runs meanwhile."""
+        ...
+
+    async def drop_blocks(self, blocks: Sequence[BlockOffer]) -> None: ...
+
+
+class Session:
+    """One worker's sessions, one after another. All of it runs in the agent's loop."""
+
+    def __init__(
+        self, owner: SessionOwner, core: Attempts, masters: Masters, hello: RegisterWorker, settings: Settings
+    ) -> None:
+        self._owner = owner
+        self._core = core
+        self._masters = masters
+        self._hello = hello
+        self._bytes_max = settings.limits.frame_bytes_max // 2
+        self._beat_s = settings.session.beat_ms / 1000
+        self._beat_due = asyncio.Event()
+        self._report_due = asyncio.Event()
+        self._lost: deque[tuple[AttemptId, list[AttemptId], LossKind]] = deque()
+
+    def wake_beat(self) -> None:
+        """A new leader is known: it has heard nothing of us yet."""
+        self._beat_due.set()
+
+    def wake_report(self) -> None:
+        """Something ended."""
+        self._report_due.set()
+
+    def report_lost(self, reader: AttemptId, lost: list[AttemptId], kind: LossKind) -> None:
+        """Tell the masters, before the reader's own end, what it could not read."""
+        self._lost.append((reader, lost, kind))
+        self._report_due.set()
+
+    async def run(self) -> None:
+        """For ever. Raises Denied if the masters will not have this worker."""
+        while True:
+            blocks = await self._owner.found_blocks()
+            registered = await self._ask(self._hello, Registered)
+            self._core.registered(registered.session, registered.epoch)
+            self._beat_s = registered.beat_ms / 1000
+            logger.info("session %d of epoch %d", registered.session, registered.epoch)
+            failpoint("worker.registered")
+            await self._live(blocks)
+            logger.warning("session %d is over: its attempts end here", registered.session)
+            self._lost.clear()
+            self._owner.perform(self._core.session_ended())
+            await self._owner.idle()
+
+    async def _live(self, blocks: list[BlockOffer]) -> None:
+        """Until the session is over."""
+        tasks = [asyncio.create_task(part) for part in (self._beat(), self._offer_and_report(blocks))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            error = task.exception() if not task.cancelled() else None
+            if error is not None and not isinstance(error, SessionEnded):
+                raise error
+
+    async def _beat(self) -> None:
+        while True:
+            self._beat_due.clear()
+            core = self._core
+            beat = Beat(core.session, core.epoch, core.sequence, core.held())
+            try:
+                answer = await self._masters.call(beat, deadline_s=self._beat_s, timeout_s=self._beat_s)
+            except (SessionEnded, Denied):
+                raise
+            except (Unavailable, Refused) as error:
+                logger.debug("beat: %s", error)
+            else:
+                assert isinstance(answer, BeatAck), answer
+                core.leader(answer.epoch)
+            try:
+                await asyncio.wait_for(self._beat_due.wait(), self._beat_s)
+            except TimeoutError:
+                continue
+
+    async def _offer_and_report(self, blocks: list[BlockOffer]) -> None:
+        session = self._core.session
+        for start in range(0, len(blocks), _OFFER_COUNT_MAX):
+            some = blocks[start : start + _OFFER_COUNT_MAX]
+            offered = await self._ask(OfferBlocks(session, some), Offered)
+            await self._owner.drop_blocks([block for block, keep in zip(some, offered.keep, strict=True) if not keep])
+        self._report_due.set()
+        while True:
+            await self._report_due.wait()
+            self._report_due.clear()
+            while self._lost or self._core.reports(1):
+                await self._report()
+
+    async def _report(self) -> None:
+        while self._lost:
+            reader, lost, kind = self._lost[0]
+            await self._ask(ReportLostOutput(self._core.session, reader, lost, kind), Ack)
+            self._lost.popleft()
+        reports = self._fitting(self._core.reports(_REPORT_COUNT_MAX))
+        if reports:
+            answer = await self._ask(Report(self._core.session, reports), Reported)
+            self._owner.perform(self._core.verdicts(reports, answer.verdicts))
+
+    def _fitting(self, reports: list[Ended]) -> list[Ended]:
+        """The first of `reports` that fit one frame; one at least."""
+        size = 0
+        for count, report in enumerate(reports):
+            size += len(msgspec.msgpack.encode(report))
+            if size > self._bytes_max and count:
+                return reports[:count]
+        return reports
+
+    async def _ask(self, message: msgspec.Struct, kind: type[_Reply]) -> _Reply:
+        """The leader's answer, however long there is none. Raises SessionEnded, Denied."""
+        while True:
+            try:
+                answer = await self._masters.call(message)
+            except (SessionEnded, Denied):
+                raise
+            except (Unavailable, Refused) as error:
+                logger.warning("%s: %s", type(message).__name__, error)
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                assert isinstance(answer, kind), answer
+                return answer
