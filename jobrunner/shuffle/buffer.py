@@ -96,7 +96,7 @@ class ValueBuffer:
         self._parts: list[array[int] | array[float] | list[bytes]] = []
 
     def add(self, values: list[Any], keys: list[Any]) -> None:
-        """Take mapped values, as `first` of the reducer if there is one. `keys` name them in errors. Raises BadValue."""
+        """Take mapped values, as `first` of the reducer if there is one; `keys` are for errors. Raises BadValue."""
         if isinstance(self._reducer, Sum):
             try:
                 self._extend("q", array("q", values))  # Takes bools as ints, as a sum does.

@@ -72,7 +72,8 @@ def _vectorises(values: Any, reducer: Ready) -> bool:
             return True
         # Of NaN, and of 0.0 beside -0.0, kernels pick one by version and processor: there the rule is Python's.
         floats = values.to_numpy()
-        return isinstance(reducer, Min | Max) and not np.any(np.isnan(floats) | ((floats == 0) & np.signbit(floats)))
+        doubtful = np.isnan(floats) | ((floats == 0) & np.signbit(floats))
+        return isinstance(reducer, Min | Max) and not bool(doubtful.any())
     if not pa.types.is_int64(values.type):
         return False
     if isinstance(reducer, Min | Max):

@@ -251,16 +251,16 @@ def joined_keys(text: str, count: int) -> Any:
     return pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(raw)])
 
 
-def encode_keys(keys: Sequence[object]) -> Any:
+def encode_keys(keys: Sequence[Any]) -> Any:
     """A list of keys as an encoded column (pa.BinaryArray). Raises UnsupportedKey."""
     kinds = set(map(type, keys))
     if kinds == {str}:
-        text = STR_TAG.join(keys)  # type: ignore[arg-type]
+        text = STR_TAG.join(keys)
         if text.count(STR_TAG) == len(keys) - 1:
             return joined_keys(text, len(keys))
     if kinds == {int}:
         try:
-            numbers = np.array(array("q", keys))  # type: ignore[arg-type]
+            numbers = np.array(array("q", keys))
         except OverflowError:
             return pa.array(map(encode_key, keys), pa.binary())
         return _fixed(_INT + b"\x80", numbers.view(np.uint64) ^ np.uint64(_TOP))
@@ -283,12 +283,11 @@ def _fixed(head: bytes, words: "np.ndarray[Any, np.dtype[np.uint64]]") -> Any:
 
 def decode_keys(column: Any) -> list[Any]:
     """The keys of an encoded column (pa.BinaryArray), as a list."""
-    count = len(column)
-    if count and column[0].as_py()[0] == 0x06 and column[count - 1].as_py()[0] == 0x06:
-        if pc.all(pc.equal(pc.binary_slice(column, 0, 1), pa.scalar(_STR, pa.binary()))).as_py():
-            try:
-                texts: list[Any] = pc.binary_slice(column, 1).cast(pa.string()).to_pylist()
-            except pa.ArrowInvalid:  # Lone surrogates are not UTF-8 to Arrow.
-                return list(map(decode_key, column.to_pylist()))
+    tags = pc.binary_slice(column, 0, 1)
+    if len(column) and pc.all(pc.equal(tags, pa.scalar(_STR, pa.binary()))).as_py():
+        try:
+            texts: list[Any] = pc.binary_slice(column, 1).cast(pa.string()).to_pylist()
             return texts
+        except pa.ArrowInvalid:  # Lone surrogates are not UTF-8 to Arrow.
+            pass
     return list(map(decode_key, column.to_pylist()))

@@ -1,8 +1,8 @@
 """Runs: sorted rows of one reducer, wherever they are: in memory, in a range of a file, fetched bytes.
 
 A run opens when a merge begins to read it and closes at its end, so that thousands of runs do not hold thousands of
-files. Their bytes are Arrow IPC streams of rows in canonical key order: mostly one, another where the type of the values
-changes.
+files. Their bytes are Arrow IPC streams of rows in canonical key order: mostly one, another where the type of the
+values changes.
 """
 
 from collections.abc import Iterable, Iterator

@@ -3,9 +3,8 @@
     pairs ─► buffer ─► rows ─► combine ─► held ─► sorted spills ─► merge ─► block file
              (chunks)          (folded)   (≤ half the buffer)      (fold)
 
-What is combined and what is spilled depends on the pairs alone (their number and encoded bytes), never on time or free
-memory, nor on how the pairs are cut into calls of `add` as long as the cuts are the same: so a map that runs again on the
-same input writes the same rows.
+What is combined and what is spilled depends on the pairs alone (their number and encoded bytes, and how they are cut
+into calls of `add`), never on time or free memory: so a map that runs again on the same input writes the same rows.
 A ready-made reducer must be given as `combine`: rows are then its partial results. A combiner of the user runs while it
 pays: once it leaves more than 3/4 of 100,000 rows it is not called again.
 """
