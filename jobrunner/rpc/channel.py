@@ -7,6 +7,7 @@ before that a lost connection means "not carried out", after it nobody can know.
 
 import heapq
 from collections import deque
+from math import inf
 from typing import NamedTuple
 
 import msgspec
@@ -57,15 +58,16 @@ class Deadlines:
     def remove(self, key: int) -> bool:
         return self.by_id.pop(key, None) is not None
 
-    def first(self) -> float | None:
+    def first(self) -> float:
+        """The earliest deadline; infinity if there is none."""
         while self._heap and self.by_id.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        return self._heap[0][0] if self._heap else inf
 
     def passed(self, now: float) -> list[int]:
         """Remove and return the ids whose deadline is not after `now`."""
         gone: list[int] = []
-        while (first := self.first()) is not None and first <= now:
+        while self.first() <= now:
             key = heapq.heappop(self._heap)[1]
             del self.by_id[key]
             gone.append(key)
@@ -80,6 +82,7 @@ class Channel:
         self.queue_bytes_max = queue_bytes_max
         self.calls_max = calls_max
         self.queue_bytes = 0
+        self.earliest = inf  # No deadline is before this; `expire` makes it exact.
         self._queue: deque[_Waiting] = deque()
         self._calls = Deadlines()  # Ours, unanswered.
         self._unsent: set[int] = set()  # Those of them that are still in the queue.
@@ -104,7 +107,7 @@ class Channel:
             raise Unavailable(f"{self.queue_bytes} bytes are unsent on this connection (raft.queue_bytes_max)")
         self._last_id = call
         self._unsent.add(call)
-        self._calls.add(call, now + deadline_ms / 1000)
+        self._expect(self._calls, call, now + deadline_ms / 1000)
         return call
 
     def forget(self, call: int) -> bool:
@@ -172,19 +175,16 @@ class Channel:
             if not self._fail(envelope.id, refusal):
                 raise BadFrame("sends requests without reading replies")
             return False
-        self._requests.add(envelope.id, now + envelope.deadline_ms / 1000)
+        self._expect(self._requests, envelope.id, now + envelope.deadline_ms / 1000)
         return True
 
     # --- time and the end ---
 
-    def next_deadline(self) -> float | None:
-        firsts = [first for first in (self._calls.first(), self._requests.first()) if first is not None]
-        return min(firsts, default=None)
-
     def expire(self, now: float) -> Expired:
         """Give up all whose deadline has passed; an expired call that is still unsent is never sent."""
-        calls = {call: self.forget(call) for call in self._calls.passed(now)}
-        return Expired(calls, self._requests.passed(now))
+        expired = Expired({call: self.forget(call) for call in self._calls.passed(now)}, self._requests.passed(now))
+        self.earliest = min(self._calls.first(), self._requests.first())
+        return expired
 
     def close(self) -> dict[int, bool]:
         """Give up everything: our open calls, each with whether it was sent."""
@@ -194,9 +194,15 @@ class Channel:
         self._unsent.clear()
         self._calls = Deadlines()
         self._requests = Deadlines()
+        self.earliest = inf
         return calls
 
     # --- inside ---
+
+    def _expect(self, deadlines: Deadlines, key: int, deadline: float) -> None:
+        deadlines.add(key, deadline)
+        if deadline < self.earliest:
+            self.earliest = deadline
 
     def _body(self, message: msgspec.Struct | bytes) -> msgspec.Raw:
         body = message if isinstance(message, bytes) else self._encoder.encode(message)

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import socket as sockets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from math import inf
 from typing import Any, Protocol, cast
 
 import aiohttp
@@ -24,6 +25,7 @@ from jobrunner.spec.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE_BYTES = 16_384  # Less than any transport's high-water mark.
 _FLUSH_S = 0.2  # How long `close` lets the writer empty its queue: a peer that reads needs a millisecond.
 _UNACKNOWLEDGED_TTLS = 3  # Sent bytes that a host leaves unacknowledged for so many session.ttl_ms end the connection.
 
@@ -53,7 +55,7 @@ class Wire(Protocol):
 
     async def receive(self) -> Any: ...
 
-    async def send_bytes(self, data: bytes) -> None: ...
+    def send_bytes(self, data: bytes) -> Coroutine[Any, Any, None]: ...
 
     def get_extra_info(self, name: str, default: Any = None) -> Any: ...
 
@@ -81,6 +83,8 @@ class Connection:
         self.closed = asyncio.Event()
         self.frames_received = 0
         self._wire = wire
+        self._transport = transport_of(wire)
+        self._wrote_this_turn = False
         self._handler = handler
         self._clock = clock or SystemClock()
         self._channel = Channel(
@@ -97,6 +101,7 @@ class Connection:
         self._wake: asyncio.Future[None] | None = None  # The writer waits here for something to write.
         self._writing_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf  # Deadline that it is armed for.
         _limit_unacknowledged(wire, settings.session.ttl_ms * _UNACKNOWLEDGED_TTLS)
 
     def __repr__(self) -> str:
@@ -115,7 +120,7 @@ class Connection:
             if self._writing_since is not None and self._clock.now() - self._writing_since > self._stall_s:
                 self._end(f"nothing read for {self._stall_s:g} s, and the queue is full")
             return False
-        self._wake_writer()
+        self._flush()
         return True
 
     def ask(self, message: msgspec.Struct | bytes, *, timeout_s: float) -> "tuple[int, asyncio.Future[msgspec.Struct]]":
@@ -125,7 +130,7 @@ class Connection:
         call = self._channel.call(message, now=self._clock.now(), timeout_s=timeout_s)
         future: asyncio.Future[msgspec.Struct] = self._loop.create_future()
         self._futures[call] = future
-        self._wake_writer()
+        self._flush()
         self._arm_timer()
         return call, future
 
@@ -198,9 +203,8 @@ class Connection:
             for envelope in self._channel.receive(message.data, now=self._clock.now()):
                 self._take_in(envelope)
             if self._channel.queue_bytes:
-                self._wake_writer()
-            if self._tasks:
-                self._arm_timer()
+                self._flush()
+            self._arm_timer()
         return "closed"
 
     def _take_in(self, envelope: Envelope) -> None:
@@ -237,10 +241,37 @@ class Connection:
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             self._end(f"{type(error).__name__}: {error}")
 
-    def _wake_writer(self) -> None:
-        # The writer runs on the loop's next turn, so all that this turn queues shares one frame.
-        if self._wake is not None and not self._wake.done():
+    def _flush(self) -> None:
+        """See that what is queued is written: the first of a turn of the loop at once, the rest of it as one frame."""
+        if self._wake is None or self._wake.done():
+            return  # The writer is at work.
+        if self._wrote_this_turn or self._channel.queue_bytes > _AT_ONCE_BYTES or not self._is_idle():
             self._wake.set_result(None)
+        elif frame := self._channel.take():
+            self._wrote_this_turn = True
+            self._loop.call_soon(self._next_turn)
+            self._write_at_once(frame)
+
+    def _is_idle(self) -> bool:
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and transport.get_write_buffer_size() == 0
+
+    def _next_turn(self) -> None:
+        self._wrote_this_turn = False
+
+    def _write_at_once(self, frame: bytes) -> None:
+        # `send_bytes` suspends only when the transport's buffer is above its high-water mark, which a small frame on an
+        # empty buffer cannot reach. So its first step is all of it, and the hop to the writer task is saved.
+        sending = self._wire.send_bytes(frame)
+        try:
+            sending.send(None)
+        except StopIteration:
+            return
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            self._end(f"{type(error).__name__}: {error}")
+            return
+        sending.close()
+        self._end("the transport refused a small frame")
 
     # --- requests of the peer ---
 
@@ -258,7 +289,7 @@ class Connection:
             self._tasks.pop(request, None)
         if not queued:
             self._end("leaves its replies unread")
-        self._wake_writer()
+        self._flush()
 
     # --- our calls ---
 
@@ -272,27 +303,24 @@ class Connection:
             future.set_result(outcome)
 
     def _arm_timer(self) -> None:
-        deadline = self._channel.next_deadline()
-        if deadline is None:
+        """Have `_on_timer` run soon after the channel's earliest deadline."""
+        if self._channel.earliest >= self._timer_at:
             return
-        delay = max(deadline - self._clock.now(), 0) + 0.001  # Loops round down to a millisecond.
-        when = self._loop.time() + delay
-        if self._timer is not None and not self._timer.cancelled():
-            if self._timer.when() <= when + 0.001:
-                return
+        if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(delay, self._on_timer)
+        self._timer_at = self._channel.earliest
+        # Loops may run a timer a clock tick early, which would arm it again for nothing.
+        self._timer = self._loop.call_later(max(self._timer_at - self._clock.now(), 0) + 0.002, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, inf
         expired = self._channel.expire(self._clock.now())
         for call, sent in expired.calls.items():
             self._resolve(call, self._lost(sent, "did not answer in time" if sent else "did not take the call in time"))
         for request in expired.requests:
             if task := self._tasks.pop(request, None):
                 task.cancel()
-        if not self.closed.is_set():
-            self._arm_timer()
+        self._arm_timer()
 
     def _lost(self, sent: bool, what: str) -> Unavailable:
         text = f"{self.peer} {what}"
@@ -314,9 +342,8 @@ class Connection:
             if task is not None and task is not current:
                 task.cancel()
         self._tasks.clear()
-        transport = transport_of(self._wire)
-        if transport is not None:
-            transport.close() if linger else transport.abort()
+        if self._transport is not None:
+            self._transport.close() if linger else self._transport.abort()
         if self._writer is not None:  # It ran, so `on_open` was called.
             self._loop.call_soon(self._guarded, "on_close", self._handler.on_close, self)
 
