@@ -12,7 +12,7 @@ from typing import TypeVar
 from jobrunner.commit.steps import State
 from jobrunner.control.messages import Beat, EndCause, Forget, Held, Instruct, Instruction, Start, Stop
 from jobrunner.ids import Epoch, JobId, SessionId, Token
-from jobrunner.master.commands import Assign, Command, CommitJob, DropAttempts, DropBlobs, EndSession, ForgetJobs
+from jobrunner.master.commands import AnyCommand, Assign, CommitJob, DropAttempts, DropBlobs, EndSession, ForgetJobs
 from jobrunner.master.jobs import Job
 from jobrunner.master.liveness import Leases
 from jobrunner.master.scheduler import place_attempts
@@ -55,7 +55,7 @@ class Proposal:
     """A command to propose; `key` names what it is about, so that it is not proposed twice at once."""
 
     key: str
-    command: Command
+    command: AnyCommand
 
 
 class Leader:

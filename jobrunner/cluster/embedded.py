@@ -1,0 +1,336 @@
+"""Masters and workers for one `jobrunner run`: forked from this command, gone with it.
+
+    command ──fork, before any loop or thread──► zygote: imports once, waits
+        │ start(directory) ──────────────────────►  ├─fork─► master 0..n
+        │                                           ├─fork─► agent 0..n   (each with a base template)
+        └ stop, or its death (the pipe closes) ──►  ends them all, then itself
+
+The zygote starts again what dies unexpectedly, with its old identity and port. All stay in the command's process
+group, so that Ctrl-Z stops and `fg` wakes them together; Ctrl-C is the command's to handle.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobrunner.errors import JobrunnerError, Unavailable
+from jobrunner.spec.settings import Settings
+
+if TYPE_CHECKING:
+    from jobrunner.cluster.directory import ClusterDir
+    from jobrunner.worker.template import TemplateHandle
+
+logger = logging.getLogger(__name__)
+
+_STOP_S = 3.0  # From SIGTERM to SIGKILL.
+_RESTARTS_MAX = 100
+_RESTART_PAUSE_S = 0.2
+_FINAL_STATUSES = (2, 5, 6, 7)  # Starting again would end the same way.
+
+
+class EmbeddedCluster:
+    """A running cluster of this process. `directory` is deleted by `stop` unless `keep` was called."""
+
+    def __init__(self, directory: "ClusterDir", zygote: socket.socket, pid: int) -> None:
+        self._cluster = directory
+        self._zygote = zygote
+        self._pid = pid
+        self._kept = False
+        self._stopped = False
+
+    @property
+    def directory(self) -> Path:
+        return self._cluster.path
+
+    @property
+    def cluster_id(self) -> str:
+        return self._cluster.cluster_id
+
+    @property
+    def token(self) -> str:
+        return self._cluster.token
+
+    @property
+    def addresses(self) -> list[str]:
+        return self._cluster.addresses
+
+    def keep(self) -> None:
+        """Leave the directory (logs, the masters' log, attempts) behind for whoever looks for the reason."""
+        self._kept = True
+
+    def stop(self) -> None:
+        """End all its processes; may be called twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        _end_zygote(self._zygote, self._pid)
+        if not self._kept:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> "EmbeddedCluster":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+class Preforked:
+    """A zygote that waits to be told what to start, or to go."""
+
+    def __init__(self, zygote: socket.socket, pid: int) -> None:
+        self._zygote = zygote
+        self._pid = pid
+
+    def start(self, settings: Settings, *, masters: int, workers: int, slots: int) -> EmbeddedCluster:
+        """Make a cluster directory and start its processes. Raises JobrunnerError, with the zygote gone."""
+        import msgspec
+
+        from jobrunner.cluster.directory import create_cluster_dir
+
+        path = Path(tempfile.mkdtemp(prefix="jobrunner-"))
+        try:
+            section = msgspec.structs.replace(settings.cluster, masters=masters)
+            settings = msgspec.structs.replace(settings, cluster=section)
+            directory = create_cluster_dir(path, settings, workers=workers, slots=slots)
+            for slot in range(masters):
+                directory.init_master(slot)
+            self._zygote.sendall(str(path).encode() + b"\n")
+        except BaseException as error:
+            self.discard()
+            shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, OSError) and not isinstance(error, JobrunnerError):
+                raise Unavailable(f"cannot start a cluster in {path}: {error}") from error
+            raise
+        return EmbeddedCluster(directory, self._zygote, self._pid)
+
+    def discard(self) -> None:
+        """End the zygote: there is nothing to run."""
+        _end_zygote(self._zygote, self._pid)
+
+
+def prefork_embedded() -> Preforked:
+    """Fork the zygote. Call before this process has a loop or a thread; it imports while the caller goes on."""
+    ours, theirs = socket.socketpair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _child(lambda: _Zygote(theirs).run())
+    theirs.close()
+    os.set_inheritable(ours.fileno(), False)
+    return Preforked(ours, pid)
+
+
+def _end_zygote(zygote: socket.socket, pid: int) -> None:
+    zygote.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _child(main: Callable[[], int]) -> None:
+    """The whole life of a forked child: never returns to the frames of its parent."""
+    status = 1
+    try:
+        status = main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+@dataclass(slots=True)
+class _Child:
+    name: str
+    main: Callable[[], int]
+    restarts: int = 0
+    due: float = 0.0  # When to start it again.
+    pid: int = field(default=0)
+
+
+class _Zygote:
+    """The parent of an embedded cluster's processes: no loop, no thread, nothing but forks and waits."""
+
+    def __init__(self, command: socket.socket) -> None:
+        self._command = command
+        self._children: list[_Child] = []
+        self._template: TemplateHandle | None = None
+        self._path = Path()
+        self._wake, self._waker = socket.socketpair()
+
+    def run(self) -> int:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: self._waker.send(b"t"))
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for wakeable in (self._wake, self._waker):
+            wakeable.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        from jobrunner.worker.template import start_base_template
+
+        self._template = start_base_template()
+        _import_for_children()
+        path = self._command.recv(4096)
+        try:
+            if path.endswith(b"\n"):
+                self._start(Path(path[:-1].decode()))
+                self._supervise()
+        finally:
+            self._end_all()
+            if self._template is not None:
+                self._template.close()
+        return 0
+
+    def _start(self, path: Path) -> None:
+        from jobrunner.cluster.directory import ClusterDir
+
+        self._path = path
+        directory = ClusterDir.read(path)
+        for daemon in directory.file.masters:
+            self._children.append(_Child(f"master-{daemon.id}", partial(self._master, directory, daemon.id)))
+        for daemon in directory.file.workers:
+            self._children.append(_Child(f"worker-{daemon.id}", partial(self._worker, directory, daemon.id)))
+        for child in self._children:
+            self._fork(child)
+
+    def _fork(self, child: _Child) -> None:
+        pid = os.fork()
+        if pid == 0:
+
+            def life() -> int:
+                _become_daemon(self._path, child.name, [self._command, self._wake, self._waker])
+                return child.main()
+
+            _child(life)
+        child.pid = pid
+        if child.name == "worker-0" and self._template is not None:
+            self._template.close()  # Its agent has it now; a later agent gets one of its own.
+            self._template = None
+
+    def _master(self, directory: "ClusterDir", slot: int) -> int:
+        from jobrunner.cluster.daemons import Place, serve_master_of
+
+        if self._template is not None:
+            self._template.close()
+        host, _, port = directory.file.masters[slot].address.rpartition(":")
+        return _status_of(lambda: serve_master_of(directory, slot, Place(host, int(port)), handle_sigint=False))
+
+    def _worker(self, directory: "ClusterDir", number: int) -> int:
+        from jobrunner.cluster.daemons import Place, serve_worker_of
+        from jobrunner.worker.template import start_base_template
+
+        template = self._template
+        if number != 0 or template is None:
+            if template is not None:
+                template.close()
+            template = start_base_template()
+        ready = template
+        host, _, port = directory.file.workers[number].address.rpartition(":")
+        place = Place(host, int(port))
+        return _status_of(lambda: serve_worker_of(directory, number, place, ready, handle_sigint=False))
+
+    # --- supervision -------------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        """Until the command closes its end, or is gone."""
+        while True:
+            due = [child.due for child in self._children if not child.pid and child.due]
+            timeout_s = max(0.0, min(due) - time.monotonic()) if due else None
+            ready, _, _ = select.select([self._command, self._wake], [], [], timeout_s)
+            if self._command in ready:
+                return
+            with contextlib.suppress(BlockingIOError):
+                if b"t" in self._wake.recv(4096):
+                    return
+            self._bury()
+            for child in self._children:
+                if not child.pid and child.due and child.due <= time.monotonic():
+                    child.due = 0.0
+                    self._fork(child)
+
+    def _bury(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            for child in self._children:
+                if child.pid == pid:
+                    child.pid = 0
+                    final = os.WIFEXITED(status) and os.WEXITSTATUS(status) in _FINAL_STATUSES
+                    if not final and child.restarts < _RESTARTS_MAX:
+                        child.restarts += 1
+                        child.due = time.monotonic() + _RESTART_PAUSE_S
+
+    def _end_all(self) -> None:
+        for child in self._children:
+            if child.pid:
+                os.kill(child.pid, signal.SIGTERM)
+                os.kill(child.pid, signal.SIGCONT)
+        deadline = time.monotonic() + _STOP_S
+        while time.monotonic() < deadline and any(child.pid for child in self._children):
+            self._bury()
+            time.sleep(0.005)
+        for child in self._children:
+            if child.pid:
+                os.kill(child.pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child.pid, 0)
+
+
+def _import_for_children() -> None:
+    """Import once what every master and agent needs; forks share it."""
+    import gc
+
+    import jobrunner.cluster.daemons
+    import jobrunner.master.server
+    import jobrunner.worker.main  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: F401
+    gc.collect()
+    gc.freeze()
+
+
+def _become_daemon(path: Path, name: str, close: list[socket.socket]) -> None:
+    """Its own log as stdout and stderr, its own signals; SIGINT stays ignored."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    for sock in close:
+        sock.close()
+    (path / name).mkdir(mode=0o700, exist_ok=True)
+    log = os.open(path / name / f"{name.partition('-')[0]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from jobrunner.cluster.daemons import start_logging
+
+    start_logging()
+
+
+def _status_of(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except JobrunnerError as error:
+        logger.critical("%s: %s", type(error).__name__, error)
+        return error.exit_status
