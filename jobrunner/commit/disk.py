@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})  # The target of a directory's rename is taken.
 DEFINITE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV,
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EXDEV,
+     errno.ENAMETOOLONG,
      errno.EIO}  # After a failed sync a second one may succeed without having written anything.
 )  # fmt: skip
 _ROUNDS_MAX = 1000  # Of one deletion, against others that delete or still create in the same tree.

@@ -94,11 +94,14 @@ class Publisher:
     def _publish_once(self) -> bool:
         """One round; False if another process came in between."""
         instance = find_instance(self._names, self._disk)
+        is_staged = instance is not None and self._disk.stat(instance.final) is not None
         look = look_at(self._names.output, self._disk)
         if look.job == self._names.job:
             return True
         if instance is None:
             raise CommitRefused(f"{self._names.stage} has gone, and nothing was published", url=self._names.output)
+        if not is_staged:
+            return self._refuse_if_taken_away()
         self._refuse_unless_free(look)
         self._write_record()
         self._gather(instance)
@@ -110,6 +113,13 @@ class Publisher:
             return False
         failpoint("commit.publish.after")
         return True
+
+    def _refuse_if_taken_away(self) -> bool:
+        """`final` has gone while the output is not ours: into the trash with the stage, or published and removed."""
+        if find_instance(self._names, self._disk) is not None:
+            message = f"{self._names.output} was published, and somebody has removed it since"
+            raise CommitRefused(message, url=self._names.output)
+        return False
 
     def _refuse_unless_free(self, look: Look) -> None:
         output = self._names.output
