@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jobrunner.api.remote import Remote, wait_for
 from jobrunner.commit.manifest import decode_manifest
+from jobrunner.commit.names import SUCCESS, local_path
 from jobrunner.control.messages import (
-    Ack,
     AttemptInfo,
     AttemptList,
     GetAttempts,
@@ -113,12 +113,12 @@ class JobHandle:
         finally:
             end.cancel()
 
-    def kill(self, reason: str = "killed by its owner") -> None:
-        """Kill the job; one that has ended stays as it is. Raises UnknownJob."""
+    def kill(self, reason: str = "killed by its owner") -> JobStatus:
+        """Kill the job; one that has ended, or whose commit is decided, stays as it is. Raises UnknownJob."""
         try:
-            self._remote.call(KillJob(self.id, reason), Ack)
+            return self._remote.call(KillJob(self.id, reason), JobStatus)
         except JobEnded:
-            pass
+            return self.status()
 
     def counters(self) -> dict[str, int]:
         """What the attempts that count have counted so far."""
@@ -157,8 +157,8 @@ def output_lines(status: JobStatus) -> Iterator[str]:
     """The lines of a committed job's parts. Raises SpecError if it is not committed, CorruptData if parts are gone."""
     if status.state is not JobState.COMMITTED:
         raise SpecError(f"job {status.id} is {status.state}, it has no output")
-    directory = Path(status.output.removeprefix("file://"))
-    where = directory / "_SUCCESS"
+    directory = Path(local_path(status.output))
+    where = directory / SUCCESS
     try:
         manifest = decode_manifest(where.read_bytes(), where=str(where))
     except OSError as error:

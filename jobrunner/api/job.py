@@ -49,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A named map/reduce step, or `steps=[Step(...)]`. The words are those of Step. Raises SpecError for a wrong one."""
+    """A named map/reduce step, or `steps=[Step(...)]`. The words are those of Step. Raises SpecError for a bad one."""
 
     map: Callable[..., Any] | None = None
     reduce: Any = None

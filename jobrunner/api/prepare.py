@@ -92,12 +92,12 @@ def prepare(job: Job, request: Request, settings: Settings, *, slots: Callable[[
 
     Raises SpecError: every missing input at once, an output that exists, a function that cannot be sent.
     """
-    from jobrunner.commit.backends import check_output
+    from jobrunner.commit.checks import check_output
     from jobrunner.planner.build import build_job
     from jobrunner.storage.listing import list_inputs
 
     spec = check(job, request, settings)
-    output_url = check_output(spec.output, spec.if_exists)
+    output_url = check_output(spec.output, spec.if_exists, spec.inputs)
     listing = list_inputs(spec.inputs)
     code = pack_job(job)
     if spec.has_reduce and request.reducers is None:
