@@ -79,7 +79,7 @@ def _vectorises(values: Any, reducer: Ready) -> bool:
     if isinstance(reducer, Min | Max):
         return True
     bounds = pc.min_max(values)
-    return max(abs(bounds["min"].as_py()), abs(bounds["max"].as_py())) * len(values) < 1 << 63
+    return bool(max(abs(bounds["min"].as_py()), abs(bounds["max"].as_py())) * len(values) < 1 << 63)
 
 
 def _fold_one_by_one(rows: Any, reducer: Ready) -> Any:

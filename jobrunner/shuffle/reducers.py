@@ -1,8 +1,8 @@
 """Ready-made reducers: `Sum()`, `Count()`, `Min()`, `Max()`. Each is also a combiner, and runs vectorised.
 
 Values are folded in two steps, so that a fold may stop and go on anywhere: `first(value)` makes a partial result of
-what map yielded, `merge(a, b)` joins two of them, the one from earlier rows first. Column kernels in fold.py give the same
-results; what they cannot do (integers beyond 64 bits, Decimals, mixed types) is done here.
+what map yielded, `merge(a, b)` joins two of them, the one from earlier rows first. Column kernels in fold.py give the
+same results; what they cannot do (integers beyond 64 bits, Decimals, mixed types) is done here.
 Imports neither pyarrow nor numpy: a client names these before anything heavy is loaded.
 """
 
