@@ -42,7 +42,7 @@ from jobrunner.shuffle.blocks import block_path, scan_blocks
 from jobrunner.worker import attempts as core
 from jobrunner.worker import wire
 from jobrunner.worker.config import AgentConfig
-from jobrunner.worker.files import delete_attempt, drop_job, delete_leftovers, open_directory
+from jobrunner.worker.files import delete_attempt, delete_leftovers, drop_job, open_directory
 from jobrunner.worker.http import make_server
 from jobrunner.worker.logs import AttemptLog, log_directory
 from jobrunner.worker.needs import Needs

@@ -52,6 +52,7 @@ class Task:
     split: SplitInfo | None = None  # None in a reduce.
     on_progress: Callable[[], None] = lambda: None
     counters: dict[str, Counter] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
     _progress_at: float = 0.0
 
     @property
@@ -79,7 +80,7 @@ class Task:
 
     def progress(self) -> None:
         """Say that work goes on, so that a record that takes long is not taken for a hang. Cheap to call often."""
-        now = time.monotonic()
+        now = self.clock()
         if now - self._progress_at >= PROGRESS_S:
             self._progress_at = now
             self.on_progress()

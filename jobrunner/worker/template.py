@@ -243,7 +243,7 @@ def _fork_from_base(forker: Forker, request: wire.ForkTemplate | wire.ForkSlot, 
 
 def _template_main(request: wire.ForkTemplate, fds: list[int], agent: int) -> None:
     from jobrunner.worker.slot import load_code
-    from jobrunner.worker.user_code import explain, user_code
+    from jobrunner.worker.user_code import explain
 
     sock = socket.socket(fileno=fds[0])
     take_stdio(fds[1], fds[2])
@@ -253,8 +253,7 @@ def _template_main(request: wire.ForkTemplate, fds: list[int], agent: int) -> No
     pipe: wire.Pipe[wire.ToTemplate] = wire.Pipe(sock, wire.ToTemplate)
     _limit_time(request.import_timeout_ms / 1000)
     try:
-        with user_code():
-            code = load_code(request.code, request.plan)
+        code = load_code(request.code, request.plan)
     except BaseException as error:
         failure = explain(error)
         pipe.send(wire.ImportFailed(failure.cause, failure.message, failure.traceback))
