@@ -87,6 +87,15 @@ class RaftFrame(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class _Machine:
+    """What the Raft driver calls: the server's methods under the driver's names."""
+
+    def __init__(self, server: "MasterServer") -> None:
+        self.apply = server.apply
+        self.leading = server.leading_from
+        self.following = server.following
+
+
 class MasterServer:
     """Wires driver, state, leader and rpc. Made inside a running loop."""
 
@@ -118,7 +127,7 @@ class MasterServer:
         self._server.add_get("/member", self._get_member)
         self._http = new_session(config.cluster_token)
         self._driver = Driver(
-            store=store, machine=self, transport=self._links, settings=raft_settings(config.settings),
+            store=store, log=log, machine=_Machine(self), transport=self._links, settings=raft_settings(config.settings),
             clock=self._clock, rng=random.Random(), on_fatal=self._fatal,
         )  # fmt: skip
 

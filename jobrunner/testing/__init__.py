@@ -1,9 +1,9 @@
 """For users' own tests: a real cluster of this machine that can be hurt, and a run without any process.
 
-    with LocalCluster(masters=3, workers=2) as cluster:       run_inline(job, ["a b", "b"]) == [("a", 1), ("b", 2)]
-        handle = cluster.client.submit(job, ...)
-        cluster.kill_leader()
-        handle.wait()
+with LocalCluster(masters=3, workers=2) as cluster:       run_inline(job, ["a b", "b"]) == [("a", 1), ("b", 2)]
+    handle = cluster.client.submit(job, ...)
+    cluster.kill_leader()
+    handle.wait()
 """
 
 from typing import TYPE_CHECKING, Any
