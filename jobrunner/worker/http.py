@@ -1,6 +1,7 @@
 """What an agent serves on its one port: block files to reducers, logs of attempts to people. It takes no requests over
 /rpc: instructions come on the connections that the agent itself opened to the masters.
 
+    POST /blocks      partitions of map outputs, see shuffle.exchange
     GET /logs/JOB/STAGE/17/2?stream=stdout|stderr|traceback&offset=0     up to 1 MiB from there; empty at the end
 """
 
@@ -15,6 +16,8 @@ from jobrunner.errors import Refused
 from jobrunner.ids import AttemptId, parse_path
 from jobrunner.rpc.connection import Connection
 from jobrunner.rpc.server import RpcServer
+from jobrunner.shuffle.exchange import PATH
+from jobrunner.shuffle.server import blocks_handler
 from jobrunner.worker.config import AgentConfig
 from jobrunner.worker.logs import STREAMS, read_log
 
@@ -57,6 +60,7 @@ def make_server(config: AgentConfig, *, identity: str, blocks: Path) -> RpcServe
     async def logs(request: web.Request) -> web.StreamResponse:
         return await _serve_log(request, config.cluster_dir)
 
+    server.add_post(PATH, blocks_handler(blocks))
     server.add_get("/logs/{job}/{stage}/{partition}/{attempt}", logs)
     return server
 

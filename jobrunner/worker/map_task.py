@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, filterfalse
 from operator import is_, length_hint
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from jobrunner.commit.backends import PosixCommit
 from jobrunner.commit.names import part_name
@@ -89,7 +89,7 @@ def _map_to_output(run: wire.Run, plan: JobPlan, code: StepCode, task: Task) -> 
     source = Mapped(plan, plan.splits[attempt.partition], ready_function(code.map), task)
     with PosixCommit(plan).open_attempt(attempt.partition, attempt.attempt, token) as output:
         file = output.create(part_name(attempt.partition, plan.output.extension))
-        writer = TextWriter(file)
+        writer = TextWriter(cast("BinaryIO", file))
         with source.placing(), blame(f"map function {source.function.name}", *_BAD_OUTPUT):
             writer.write_pairs(source.pairs())
         file.records = writer.records

@@ -88,7 +88,7 @@ def take_stdio(out: int, err: int) -> None:
 
 
 def open_stdio() -> None:
-    """Fresh stream objects on 0, 1 and 2: the parent's may hold unwritten text. By lines, so that a crash loses none."""
+    """Fresh stream objects on 0, 1 and 2: the parent's may hold unwritten text. By lines: a crash loses none."""
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
     for fd, name in ((1, "stdout"), (2, "stderr")):
         raw = io.BufferedWriter(io.FileIO(fd, "w", closefd=False))

@@ -20,7 +20,7 @@ import pyarrow
 
 import jobrunner
 from jobrunner.control.messages import EndCause, InputPlace
-from jobrunner.errors import CorruptData, Fatal, Refused, StorageFailed
+from jobrunner.errors import CorruptData, Fatal, Refused, StorageFailed, TaskError
 from jobrunner.shuffle.reducers import Ready
 from jobrunner.storage.readers import BadInput, InputChanged
 
@@ -161,14 +161,14 @@ def blame(name: str, *kinds: type[BaseException]) -> Iterator[None]:
         yield
     except kinds as error:
         fields = getattr(error, "fields", {})
-        raise type(error)(f"{name}: {error}", **fields) from error
+        raise type(error)(f"{name}: {error}", **fields) from error.__cause__
 
 
 def explain(error: BaseException) -> Failure:
     """The cause, words and traceback of whatever ended an attempt."""
     place = None
     if isinstance(error, PlacedError):
-        error, place = error.error, error.place
+        place, error = error.place, error.error
     elif isinstance(error, BadInput):
         place = InputPlace(error.fields["url"], error.fields["offset"])
     return Failure(_cause(error), summary(error), user_traceback(error), place)
@@ -184,9 +184,12 @@ def summary(error: BaseException) -> str:
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the first frame that is not ours; whole, if all are."""
+    """The traceback from the first frame that is not ours; what we refuse in the user's name has none."""
+    foreign = _first_foreign(error)
+    if foreign is None and isinstance(error, TaskError):
+        return ""
     try:
-        lines = traceback.format_exception(type(error), error, _first_foreign(error) or error.__traceback__)
+        lines = traceback.format_exception(type(error), error, foreign or error.__traceback__)
     except Exception:
         return summary(error)
     text = "".join(lines)

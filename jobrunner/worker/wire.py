@@ -11,6 +11,7 @@ Both ends are always of one version: a template is forked from the code that the
 
 import socket
 import struct
+import threading
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -165,9 +166,12 @@ class Pipe(Generic[_T]):
         self.fds: list[int] = []  # Received, in order, not yet taken.
         self.waiting: list[_T] = []  # Received, not yet taken.
         self._frames = Frames[_T](kind)
+        self._sending = threading.Lock()
 
     def send(self, message: Said) -> None:
-        self.socket.sendall(frame(message))
+        """Send a whole frame; from any thread."""
+        with self._sending:
+            self.socket.sendall(frame(message))
 
     def receive(self) -> list[_T] | None:
         """The next messages, at least one; None when the other end is closed. Blocks."""

@@ -1,0 +1,323 @@
+"""An agent with real templates and slots against a master made of a script: a job from start to output."""
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worker_fakes import Cluster, sealed_text
+
+import jobrunner.worker.slot  # noqa: F401 - imported before the fork, so that each template starts at once
+from jobrunner.control.messages import (
+    MapDone,
+    Sealable,
+    StepDone,
+    TaskKind,
+)
+from jobrunner.planner.code import StepCode
+from jobrunner.shuffle.reducers import Sum
+from jobrunner.worker.template import TemplateHandle, start_base_template
+
+
+@pytest.fixture
+def template() -> Iterator[TemplateHandle]:
+    handle = start_base_template()
+    yield handle
+    handle.close()
+    gc.unfreeze()
+
+
+def words(line: str) -> Any:
+    for word in line.split():
+        yield word, 1
+
+
+def test_a_word_count_from_setup_to_output(tmp_path: Path, template: TemplateHandle) -> None:
+    """All of a worker at once: registration, code, maps, shuffle, reduces, commit."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            job = cluster.job(StepCode(words, Sum()), ["b a\na\n", "c a b\n"], reducers=2)
+            assert await master.do(job, TaskKind.SETUP) == StepDone(
+                master.ended[0].attempt, master.ended[0].token, "done"
+            )
+            maps = await asyncio.gather(master.do(job, TaskKind.MAP, 0), master.do(job, TaskKind.MAP, 1))
+            assert all(isinstance(done, MapDone) for done in maps)
+            counted = maps[0].counters if isinstance(maps[0], MapDone) else {}
+            assert counted == {"input.records": 2, "input.bytes": 6, "map.output_records": 3}
+            reduces = [await master.do(job, TaskKind.REDUCE, number, version=1) for number in (0, 1)]
+            text = "".join(sealed_text(job, done) for done in reduces)
+            assert sorted(text.splitlines()) == ["a\t3", "b\t2", "c\t1"]
+            digests = sum(done.digest for done in maps if isinstance(done, MapDone)) % (1 << 64)
+            assert {done.consumed for done in reduces if isinstance(done, Sealable)} == {digests}
+            assert isinstance(await master.do(job, TaskKind.PUBLISH), StepDone)
+            assert sorted(path.name for path in job.output.iterdir()) == [
+                "_SUCCESS",
+                "part-00000.txt",
+                "part-00001.txt",
+            ]
+            assert isinstance(await master.do(job, TaskKind.CLEANUP), StepDone)
+            assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        assert cluster.status == 0
+
+    asyncio.run(main())
+
+
+def exits(line: str) -> Any:
+    import os
+
+    os._exit(7)
+
+
+def exits_well(line: str) -> Any:
+    import os
+
+    os._exit(0)
+
+
+def raises(line: str) -> Any:
+    if line == "bad":
+        raise ValueError("this line is bad")
+    yield line, 1
+
+
+def quits(line: str) -> Any:
+    raise SystemExit(0)
+
+
+def gives_up(line: str) -> Any:
+    from jobrunner.errors import Fatal
+
+    raise Fatal("no use")
+
+
+def segfaults(line: str) -> Any:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def hangs(line: str) -> Any:
+    while True:
+        pass
+
+
+def no_memory(line: str) -> Any:
+    raise MemoryError
+
+
+def bad_key(line: str) -> Any:
+    yield {"a": 1}.keys(), 1
+
+
+def opens_nothing(line: str) -> Any:
+    with open("/nowhere/at/all") as file:
+        yield file.read(), 1
+
+
+@pytest.mark.parametrize(
+    ("function", "cause", "words"),
+    [
+        (exits, EndCause.EXITED, "status 7"),
+        (exits_well, EndCause.EXITED, "status 0"),
+        (raises, EndCause.EXCEPTION, "ValueError: this line is bad"),
+        (quits, EndCause.EXCEPTION, "SystemExit: 0"),
+        (gives_up, EndCause.FATAL, "no use"),
+        (segfaults, EndCause.SIGNAL, "SIGSEGV"),
+        (hangs, EndCause.TIMEOUT, "no progress"),
+        (no_memory, EndCause.MEMORY, "MemoryError"),
+        (bad_key, EndCause.EXCEPTION, "map function bad_key"),
+        (opens_nothing, EndCause.EXCEPTION, "FileNotFoundError"),
+    ],
+)
+def test_every_end_of_user_code_has_its_cause(
+    tmp_path: Path, template: TemplateHandle, function: Any, cause: EndCause, words: str
+) -> None:
+    """Budgets are per cause, and a user must see what happened; the worker goes on."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template, slots=1) as cluster:
+            options = {"timeout_ms": 300} if function is hangs else {}
+            job = cluster.job(StepCode(function, Sum()), ["good\nbad\n"], **options)
+            report = failed(await cluster.master.do(job, TaskKind.MAP))
+            assert report.cause is cause, report
+            assert words in report.message
+            if function is raises:
+                assert report.place is not None and report.place.offset == 5
+                assert "raise ValueError" in report.traceback and "map_task.py" not in report.traceback
+                assert cluster.log(report, "traceback").decode() == report.traceback
+            if function is segfaults:
+                assert "Segmentation fault" in report.tail
+            good = cluster.job(StepCode(raises, Sum()), ["fine\n"])
+            assert isinstance(await cluster.master.do(good, TaskKind.MAP), MapDone)
+
+    asyncio.run(main())
+
+
+def shouts(line: str) -> Any:
+    print("x" * 10_000_000)
+    print("the end")
+    raise ValueError("after much ado")
+
+
+def test_much_output_is_cut_and_its_end_travels(tmp_path: Path, template: TemplateHandle) -> None:
+    """A log without a limit fills the disk of every job on the worker; the last lines are the ones that matter."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(shouts, Sum()), ["a\n"], log_bytes_max=5_000)
+            report = failed(await cluster.master.do(job, TaskKind.MAP))
+            assert report.tail.endswith("xxx\nthe end\n") and len(report.tail) == 2_000
+            await until(lambda: b"more bytes dropped" in cluster.log(report), "the last line of the log")
+            log = cluster.log(report)
+            assert log.startswith(b"x" * 5_000) and b"[9995009 more bytes dropped" in log and len(log) < 5_100
+
+    asyncio.run(main())
+
+
+def test_logs_are_served(tmp_path: Path, template: TemplateHandle) -> None:
+    """`jobrunner logs` asks the worker that ran the attempt."""
+
+    def prints(line: str) -> Any:
+        print("hello", line)
+        return [(line, 1)]
+
+    async def main() -> None:
+        from jobrunner.errors import Denied, Refused
+        from jobrunner.rpc.client import fetch, new_session
+
+        async with Cluster(tmp_path, template) as cluster:
+            done = await cluster.master.do(cluster.job(StepCode(prints, Sum()), ["a\nb\n"]), TaskKind.MAP)
+            session, stranger = new_session("secret"), new_session("wrong")
+            try:
+                address = cluster.agent.address
+                path = f"/logs/{done.attempt}?stream=stdout&offset=6"
+                assert await fetch(session, address, path, bytes_max=1000, timeout_s=5) == b"a\nhello b\n"
+                with pytest.raises(Refused):
+                    await fetch(session, address, f"/logs/{done.attempt}?stream=passwd", bytes_max=1000, timeout_s=5)
+                with pytest.raises(Denied):
+                    await fetch(stranger, address, path, bytes_max=1000, timeout_s=5)
+            finally:
+                await session.close()
+                await stranger.close()
+
+    asyncio.run(main())
+
+
+def test_a_job_with_state_params_and_counters(tmp_path: Path, template: TemplateHandle) -> None:
+    """Everything user code may use: a class with setup and close, task(), param(), counter(), scratch."""
+
+    class Longest:
+        def setup(self) -> None:
+            self.longest = ""
+            self.least = param("least", default=0)
+
+        def __call__(self, line: str) -> Any:
+            counter("lines").add()
+            if len(line) > max(len(self.longest), self.least):
+                self.longest = line
+
+        def close(self) -> Any:
+            current = task()
+            Path(current.scratch_directory, "note").write_text("x")
+            assert current.split is not None and current.split.path.endswith(".txt")
+            yield self.longest, current.partition
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(Longest), ["aa\nb\ncccc\n", "d\n"], reducers=0, params={"least": "1"})
+            await cluster.master.do(job, TaskKind.SETUP)
+            ends = [await cluster.master.do(job, TaskKind.MAP, number) for number in (0, 1)]
+            assert [sealed_text(job, end) for end in ends] == ["cccc\t0\n", "\t1\n"]
+            assert isinstance(ends[0], Sealable) and ends[0].counters["lines"] == 3
+            assert not any((tmp_path / "worker-1" / "scratch" / job.id).iterdir())
+
+    asyncio.run(main())
+
+
+def test_count_takes_bare_keys_and_pairs(tmp_path: Path, template: TemplateHandle) -> None:
+    """A bare word, a pair, and a tuple of three that can only be a key."""
+
+    def keys(line: str) -> Any:
+        return [line, (line, 5), (1, 2, 3)]
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(keys, Count()), ["a\na\n"])
+            await cluster.master.do(job, TaskKind.SETUP)
+            await cluster.master.do(job, TaskKind.MAP)
+            done = await cluster.master.do(job, TaskKind.REDUCE, version=1)
+            assert sorted(sealed_text(job, done).splitlines()) == ["[1, 2, 3]\t2", "a\t4"]
+
+    asyncio.run(main())
+
+
+def test_user_modules_that_do_not_import_fail_the_attempt(tmp_path: Path, template: TemplateHandle) -> None:
+    """The user's mistake, shown with the user's traceback."""
+    (tmp_path / "broken_jobs.py").write_text("import no_such_module_anywhere\n")
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(_step_of("broken_jobs"), ["a\n"], sys_path=[str(tmp_path)])
+            report = failed(await cluster.master.do(job, TaskKind.MAP))
+            assert report.cause is EndCause.EXCEPTION and "no_such_module_anywhere" in report.message
+            assert "broken_jobs.py" in report.traceback
+
+    asyncio.run(main())
+
+
+def test_an_import_that_hangs_ends_in_time(tmp_path: Path, template: TemplateHandle) -> None:
+    """A module that waits for a server at import would hold its job for ever."""
+    (tmp_path / "slow_jobs.py").write_text("while True:\n    pass\n")
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(_step_of("slow_jobs"), ["a\n"], sys_path=[str(tmp_path)], import_timeout_ms=300)
+            report = failed(await cluster.master.do(job, TaskKind.MAP))
+            assert report.cause is EndCause.TIMEOUT and "import_timeout_ms" in report.message
+            assert "slow_jobs.py" in report.traceback
+
+    asyncio.run(main())
+
+
+def test_modules_that_start_threads_are_imported_by_each_slot(tmp_path: Path, template: TemplateHandle) -> None:
+    """A fork copies one thread: whatever the others held stays locked for ever in the child."""
+    text = "import threading, time\nthreading.Thread(target=lambda: time.sleep(60), daemon=True).start()\n"
+    text += "def words(line):\n    return [(threading.active_count(), 1)]\n"
+    (tmp_path / "threaded_jobs.py").write_text(text)
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(_step_of("threaded_jobs"), ["a\n"], reducers=0, sys_path=[str(tmp_path)])
+            await cluster.master.do(job, TaskKind.SETUP)
+            assert sealed_text(job, await cluster.master.do(job, TaskKind.MAP)) == "2\t1\n"
+
+    asyncio.run(main())
+
+
+def _step_of(module: str) -> StepCode:
+    """A step whose map is `words` of a module, by reference; this process does not import it."""
+    return StepCode(ByName(module), Sum())
+
+
+class ByName:
+    """A map that pickles as `module.words`."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __call__(self, line: str) -> Any:
+        raise AssertionError("never called under this name")
+
+    def __reduce__(self) -> Any:
+        return words_of, (self._module,)
+
+
+def words_of(module: str) -> Any:
+    import importlib
+
+    importlib.invalidate_caches()
+    return importlib.import_module(module).words
