@@ -333,8 +333,9 @@ class Connection:
             return
         self.closed.set()
         logger.debug("connection to %s ended: %s", self.peer, reason)
-        for call, sent in self._channel.close().items():
-            self._resolve(call, self._lost(sent, f"is gone ({reason})"))
+        sent = self._channel.close()
+        for call in list(self._futures):  # One that the channel has no more was answered, in a frame not taken in.
+            self._resolve(call, self._lost(sent.get(call, True), f"is gone ({reason})"))
         if self._timer is not None:
             self._timer.cancel()
         current = asyncio.current_task(self._loop)
