@@ -77,6 +77,7 @@ class MapOutputWriter:
         self._values = ValueBuffer(self._fold)
         self._counting = isinstance(combine, Count)  # Then values are not kept at all.
         self._careful = False  # Values may change after they were yielded: pickle each at once.
+        self._begun = False
         self._rows = 0  # In the buffer.
         self._held: list[Any] = []  # Rows that left the buffer; not yet sorted.
         self._held_bytes = 0
@@ -91,7 +92,9 @@ class MapOutputWriter:
                 if not self._add_careful(source):
                     return
                 continue
-            chunk = list(islice(source, CHUNK))
+            # The first pair alone, to see what values are like before a chunk of them is held.
+            chunk = list(islice(source, CHUNK if self._begun else 1))
+            self._begun = True
             if not chunk:
                 return
             keys, values = unzip(chunk)
