@@ -34,8 +34,8 @@ def check_output(url: str, if_exists: IfExists, inputs: Iterable[str] = ()) -> s
     output = canonical_output(url)
     stage_names(output, _ANY_JOB)
     _check_inputs(output, inputs)
-    _check_existing(output, if_exists)
     _check_parent(output)
+    _check_existing(output, if_exists)
     return output
 
 
@@ -83,11 +83,10 @@ def _check_inputs(output: str, inputs: Iterable[str]) -> None:
 
 def _check_glob(output: str, path: str, url: str) -> None:
     """A pattern matches no directory for sure before it is listed, but what it says for certain can be refused."""
-    fixed = path
-    while glob.has_magic(fixed):
-        fixed = os.path.dirname(fixed)
-    fixed = os.path.realpath(fixed)
-    pattern = os.path.join(fixed, os.path.relpath(os.path.abspath(path), os.path.abspath(_fixed_part(path))))
+    path = os.path.abspath(path)
+    named = _fixed_part(path)
+    fixed = os.path.realpath(named)
+    pattern = os.path.join(fixed, os.path.relpath(path, named))
     if _is_inside(fixed, output) or fixed == output:
         raise SpecError(f"output: the input {url} is inside {output}")
     if fnmatch.fnmatchcase(output, pattern) or ("**" in path and _is_inside(output, fixed)):
@@ -95,6 +94,7 @@ def _check_glob(output: str, path: str, url: str) -> None:
 
 
 def _fixed_part(path: str) -> str:
+    """The directory above the first component with a wildcard."""
     while glob.has_magic(path):
         path = os.path.dirname(path)
     return path

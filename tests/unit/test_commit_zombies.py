@@ -48,7 +48,8 @@ def operations(output: Path, start: Callable[[], Actor]) -> int:
 
 
 @pytest.mark.parametrize("before", ["an old output", "nothing", "an empty directory", "an old output, deleted by hand"])
-def test_a_publisher_that_wakes_after_the_next_job_changes_nothing(output: Path, before: str) -> None:
+@pytest.mark.parametrize("wakes", ["before clean-up", "after clean-up", "after the next job"])
+def test_a_publisher_that_wakes_late_changes_nothing(output: Path, before: str, wakes: str) -> None:
     """The next job's output would vanish, or become that of the last."""
     index, total = 0, 0
     old: dict[str, str] = {}
@@ -66,11 +67,14 @@ def test_a_publisher_that_wakes_after_the_next_job_changes_nothing(output: Path,
         if before.endswith("by hand") and output.exists() and contents(output) == old:
             shutil.rmtree(output)
         replacing(output, 2).publish(winners)
-        replacing(output, 2).clean_up()
-        run_job(replacing(output, 3), 1)
+        if wakes != "before clean-up":
+            replacing(output, 2).clean_up()
+        if wakes == "after the next job":
+            run_job(replacing(output, 3), 1)
         expected = contents(output)
         zombie.finish()
         assert contents(output) == expected, zombie.next_call
+        replacing(output, 2).clean_up()
         assert beside(output) == []
         assert zombie.error is None or isinstance(zombie.error, CommitRefused | CorruptData)
         shutil.rmtree(output)
