@@ -1,5 +1,6 @@
 """Lines of pieces: each once, exactly as they are."""
 
+import itertools
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +54,7 @@ def test_pieces_that_cover_a_file_give_each_line_once(parts: list[bytes], cuts: 
         path = Path(directory, "x")
         path.write_bytes(data)
         borders = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-        pieces = [(start, end - start) for start, end in zip(borders, borders[1:], strict=False)]
+        pieces = [(start, end - start) for start, end in itertools.pairwise(borders)]
         source = reader(path, *(pieces or [(0, 0)]), errors="surrogateescape")
         got = []
         for chunk in source:
