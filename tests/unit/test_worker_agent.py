@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_fakes import Cluster, sealed_text
+from worker_fakes import Cluster, alive, failed, sealed_text, until
 
 import jobrunner.worker.slot  # noqa: F401 - imported before the fork, so that each template starts at once
 from jobrunner.control.messages import (
+    BlockOwner,
+    EndCause,
+    Forget,
+    LossKind,
     MapDone,
     Sealable,
     StepDone,
+    Stop,
     TaskKind,
+    Verdict,
 )
+from jobrunner.ids import SessionId
 from jobrunner.planner.code import StepCode
-from jobrunner.shuffle.reducers import Sum
+from jobrunner.shuffle.reducers import Count, Sum
+from jobrunner.worker.context import counter, param, task
 from jobrunner.worker.template import TemplateHandle, start_base_template
 
 
@@ -168,7 +176,7 @@ def test_much_output_is_cut_and_its_end_travels(tmp_path: Path, template: Templa
 
     async def main() -> None:
         async with Cluster(tmp_path, template) as cluster:
-            job = cluster.job(StepCode(shouts, Sum()), ["a\n"], log_bytes_max=5_000)
+            job = cluster.job(StepCode(shouts, Sum()), ["a\n"], log_bytes_max=5_000, tail_bytes_max=2_000)
             report = failed(await cluster.master.do(job, TaskKind.MAP))
             assert report.tail.endswith("xxx\nthe end\n") and len(report.tail) == 2_000
             await until(lambda: b"more bytes dropped" in cluster.log(report), "the last line of the log")
@@ -321,3 +329,152 @@ def words_of(module: str) -> Any:
 
     importlib.invalidate_caches()
     return importlib.import_module(module).words
+
+
+# --- stops, deaths, sessions -----------------------------------------------------------------------------------------
+
+
+def leaves_a_child(line: str) -> Any:
+    """Write the pids of this process and of a grandchild, then go on for ever."""
+    import os
+    import subprocess
+
+    child = subprocess.Popen(["sleep", "600"])
+    Path(param("pids") + ".tmp").write_text(f"{os.getpid()} {child.pid}")
+    Path(param("pids") + ".tmp").rename(param("pids"))
+    while True:
+        task().progress()
+
+
+async def _pids(path: Path) -> list[int]:
+    await until(path.exists, "the child's pids")
+    return [int(word) for word in path.read_text().split()]
+
+
+def test_a_stopped_attempt_dies_with_its_children(tmp_path: Path, template: TemplateHandle) -> None:
+    """What user code started would go on eating the machine, and writing."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            params = {"pids": str(tmp_path / "pids")}
+            job = cluster.job(StepCode(leaves_a_child, Sum()), ["a\n"], params=params)
+            start = job.start(cluster.master.token(), TaskKind.MAP)
+            cluster.master.tell(start)
+            pids = await _pids(tmp_path / "pids")
+            assert all(alive(pid) for pid in pids)
+            cluster.master.tell(Stop(start.token, EndCause.SUPERSEDED))
+            await until(lambda: not any(alive(pid) for pid in pids), "the end of the slot and its child")
+            await until(lambda: cluster.master.beats[-1].held == [], "a beat without the attempt")
+            assert cluster.master.ended == []
+
+    asyncio.run(main())
+
+
+def test_without_a_leader_results_wait(tmp_path: Path, template: TemplateHandle) -> None:
+    """An election must not cost finished work."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(words, Sum()), ["a b\n"])
+            start = job.start(cluster.master.token(), TaskKind.MAP)
+            cluster.master.tell(start)
+            cluster.master.mute = True
+            await until(lambda: cluster.agent._core.reports(1), "the attempt's end")
+            assert cluster.master.ended == []
+            cluster.master.mute = False
+            assert isinstance(await cluster.master.end_of(start), MapDone)
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_session_kills_registers_and_offers(tmp_path: Path, template: TemplateHandle) -> None:
+    """What a zombie would go on doing is done by others; the blocks it has may still be of use."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master, params = cluster.master, {"pids": str(tmp_path / "pids")}
+            done = await master.do(cluster.job(StepCode(words, Sum()), ["a b\n"]), TaskKind.MAP)
+            endless = cluster.job(StepCode(leaves_a_child, Sum()), ["a\n"], params=params)
+            master.tell(endless.start(master.token(), TaskKind.MAP))
+            pids = await _pids(tmp_path / "pids")
+            master.session_over = True
+            await until(lambda: len(master.registered) == 2, "a second registration")
+            assert not any(alive(pid) for pid in pids)
+            assert master.registered[0].process == master.registered[1].process
+            await until(lambda: master.offered, "an offer")
+            assert [block.token for block in master.offered[0].blocks] == [done.token]
+            again = cluster.job(StepCode(words, Sum()), ["c\n"])
+            assert isinstance(await master.do(again, TaskKind.MAP), MapDone)
+
+    asyncio.run(main())
+
+
+def test_files_of_a_lost_attempt_are_deleted_and_of_a_winner_kept(tmp_path: Path, template: TemplateHandle) -> None:
+    """The loser's files cost space; the winner's are the output."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            job = cluster.job(StepCode(words), ["a b\n"], reducers=0)
+            await master.do(job, TaskKind.SETUP)
+            master.verdict = lambda _: Verdict.WON
+            winner = await master.do(job, TaskKind.MAP)
+            master.verdict = lambda _: Verdict.LOST
+            loser = await master.do(job, TaskKind.MAP, attempt=1)
+            folder = job.output.parent / f".{job.output.name}.jr-{job.id}" / "attempts"
+            await until(lambda: not (folder / f"0-1-{loser.token}").exists(), "the loser's files to go")
+            assert sealed_text(job, winner) == "a\t1\nb\t1\n"
+
+    asyncio.run(main())
+
+
+def test_a_forgotten_job_leaves_nothing_on_the_worker(tmp_path: Path, template: TemplateHandle) -> None:
+    """Blocks and blobs of every job ever run would fill the disk."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(words, Sum()), ["a b\n"])
+            await cluster.master.do(job, TaskKind.MAP)
+            root = tmp_path / "worker-1"
+            assert any((root / "blocks" / job.id).rglob("*.jrb")) and any((root / "blobs").iterdir())
+            cluster.master.tell(Forget(job.id))
+            left = ("blocks", "blobs", "scratch", "answers", "trash")
+            await until(lambda: not any(any((root / name).iterdir()) for name in left), "an empty directory")
+            assert isinstance(await cluster.master.do(job, TaskKind.MAP), MapDone)
+
+    asyncio.run(main())
+
+
+def test_map_output_that_cannot_be_read_is_reported_before_the_reducers_end(
+    tmp_path: Path, template: TemplateHandle
+) -> None:
+    """The masters must know whom to blame: the reducer is not charged."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            job = cluster.job(StepCode(words, Sum()), ["a\n"])
+            await master.do(job, TaskKind.SETUP)
+            done = await master.do(job, TaskKind.MAP)
+            master.lost_owner = BlockOwner(SessionId(1), "f" * 32, "127.0.0.1:1")
+            report = failed(await master.do(job, TaskKind.REDUCE, version=1))
+            assert report.cause is EndCause.LOST_INPUT
+            (lost,) = master.lost
+            assert (lost.reader, lost.lost, lost.kind) == (report.attempt, [done.attempt], LossKind.UNREACHABLE)
+            master.lost_owner = None
+            assert isinstance(await master.do(job, TaskKind.REDUCE, attempt=1, version=2), Sealable)
+
+    asyncio.run(main())
+
+
+def test_a_refused_step_says_so(tmp_path: Path, template: TemplateHandle) -> None:
+    """A foreign output is a definite no, not a failure to try again."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(words), ["a\n"], reducers=0)
+            job.output.parent.joinpath(f".{job.output.name}.jr-{job.id}").write_text("in the way")
+            report = await cluster.master.do(job, TaskKind.SETUP)
+            assert isinstance(report, StepDone) and report.outcome == "refused" and report.detail
+
+    asyncio.run(main())

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,7 @@ class FakeJob:
         timeout_ms: int = 60_000,
         import_timeout_ms: int = 10_000,
         log_bytes_max: int = 100_000,
+        tail_bytes_max: int = 16_384,
         sys_path: list[str] | None = None,
         params: dict[str, str] | None = None,
     ) -> None:
@@ -117,7 +119,7 @@ class FakeJob:
             input=InputPlan("text", "replace", 1 << 20),
             output=OutputPlan(str(self.output), "error", "text", ".txt"),
             shuffle=ShufflePlan(reducers, 1, 1 << 20, 16, 1024, 1 << 20, 2, 1000, "lz4"),
-            attempt=AttemptPlan(timeout_ms, import_timeout_ms, log_bytes_max, 2_000),
+            attempt=AttemptPlan(timeout_ms, import_timeout_ms, log_bytes_max, tail_bytes_max),
             publish_tries_max=2,
             retry_ms=10,
         )
@@ -154,8 +156,8 @@ class FakeMaster:
         )
         self.server.add_get("/blobs/{hash}", self._blob)
 
-    async def start(self) -> str:
-        return await self.server.start()
+    async def start(self, sock: socket.socket | None = None) -> str:
+        return await self.server.start(sock)
 
     def add(self, job: FakeJob) -> FakeJob:
         for data in (job.code, job.encoded):
