@@ -60,7 +60,7 @@ class Client:
         cls, directory: str | PathLike[str], *, settings: Settings | Mapping[str, object] | None = None
     ) -> "Client":
         """The cluster that `jobrunner cluster up --dir DIRECTORY` started. Raises SpecError."""
-        from jobrunner.cluster.local import ClusterDir
+        from jobrunner.cluster.directory import ClusterDir
 
         found = ClusterDir.read(Path(directory))
         return cls(found.addresses, token=found.token, cluster_id=found.cluster_id, settings=settings)

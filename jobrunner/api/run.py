@@ -85,7 +85,7 @@ def run_job(
             return client.submit(
                 job, input=input, output=output, reducers=reducers, params=params, if_exists=if_exists, job_id=job_id
             ).wait()
-    from jobrunner.cluster.local import prefork_embedded
+    from jobrunner.cluster.embedded import prefork_embedded
 
     preforked: Preforked = prefork_embedded()
     try:

@@ -96,9 +96,9 @@ def master(
     Example:
       jobrunner master --config /var/lib/jr/cluster.toml --id 0
     """
-    from jobrunner.cluster.local import run_master
+    from jobrunner.cluster.daemons import run_master
 
-    raise typer.Exit(run_master(_daemon_config(config), slot, init))
+    raise typer.Exit(run_master(config if init else _daemon_config(config), slot, init))
 
 
 def worker(
@@ -113,7 +113,7 @@ def worker(
     Example:
       jobrunner worker --config /var/lib/jr/cluster.toml --id 3
     """
-    from jobrunner.cluster.local import run_worker
+    from jobrunner.cluster.daemons import run_worker
 
     raise typer.Exit(run_worker(_daemon_config(config), number))
 

@@ -1,4 +1,4 @@
-"""Which cluster a command speaks to, and its token: --cluster, else --dir, else JOBRUNNER_CLUSTER, else ./.jobrunner."""
+"""Which cluster a command means, and its token: --cluster, else --dir, else JOBRUNNER_CLUSTER, else ./.jobrunner."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -44,6 +44,7 @@ def locate(where: Where, environ: Mapping[str, str] | None = None, home: Path = 
     environ = os.environ if environ is None else environ
     directory = where.directory
     addresses = where.cluster or (environ.get("JOBRUNNER_CLUSTER") if directory is None else None)
+    named = parse_addresses(addresses) if addresses else None
     token_file = where.token_file or (Path(text) if (text := environ.get("JOBRUNNER_TOKEN_FILE")) else None)
     if directory is None and (not addresses or token_file is None) and home.is_dir():
         directory = home
@@ -61,8 +62,8 @@ def locate(where: Where, environ: Mapping[str, str] | None = None, home: Path = 
     else:
         assert found is not None
         token, cluster_id = found.token, found.cluster_id
-    if addresses:
-        return Located(parse_addresses(addresses), cluster_id, token, directory)
+    if named:
+        return Located(named, cluster_id, token, directory)
     assert found is not None
     return Located(found.addresses, cluster_id, token, directory)
 
@@ -93,7 +94,7 @@ def settings_of(where: Where, *, config: Path | None, sets: Sequence[str]) -> Se
 
 
 def _read_directory(directory: Path) -> Located:
-    from jobrunner.cluster.local import ClusterDir
+    from jobrunner.cluster.directory import ClusterDir
 
     found = ClusterDir.read(directory)
     return Located(tuple(found.addresses), found.cluster_id, found.token, directory)

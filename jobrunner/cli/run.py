@@ -118,7 +118,8 @@ def submit(
 ) -> None:
     """Submit a job to a running cluster; print its id.
 
-    The id is alone on stdout. When it is not known whether the masters took it (exit 3), the same command with the same --job-id is safe.
+    The id is alone on stdout. When it is not known whether the masters took the job (exit 3), the same command with
+    the same --job-id is safe.
 
     \b
     Examples:
@@ -163,7 +164,7 @@ class _Own:
 
 
 def _run_here(words: Words, where: Where, own: _Own, *, config: Path | None, sets: list[str], as_json: bool) -> None:
-    from jobrunner.cluster.local import prefork_embedded
+    from jobrunner.cluster.embedded import prefork_embedded
 
     preforked = prefork_embedded()  # First of all: user code, loops and threads come after.
     try:

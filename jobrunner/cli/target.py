@@ -32,7 +32,7 @@ def load_target(text: str) -> Target:
     Raises SpecError; field `traceback` is the user's if the code raised.
     """
     place, name = _split(text)
-    if place.endswith(".py") or os.sep in place:
+    if place.endswith(".py") or os.sep in place or Path(place).is_file():
         module = _from_file(Path(place))
         label = Path(place).stem
     else:

@@ -1,5 +1,6 @@
 """verify: offline proof that an output is what was committed."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -15,11 +16,15 @@ def verify(
 ) -> None:
     """Prove that an output is what was committed.
 
-    Every part is compared with the manifest: sizes, checksums, records, one winner a partition. Needs no cluster. Exit status 0 if all is as it was committed, 5 if not.
+    Every part is compared with the manifest: sizes, checksums, records, one winner a partition. Needs no
+    cluster. Exit status 0 if all is as it was committed, 5 if not.
     """
     from jobrunner.cli.present import to_json
+    from jobrunner.commit.names import local_path
     from jobrunner.commit.verify import verify_output
 
+    if not os.path.isdir(local_path(output)):
+        raise SpecError(f"OUTPUT: found {output!r}, allowed: the output directory of a job")
     try:
         report = verify_output(output)
     except OSError as error:

@@ -7,11 +7,14 @@ from pydantic import ValidationError
 
 
 def nearest(path: str, right: Iterable[str]) -> str:
-    """`; did you mean x?` if something is near, else an empty string. A key is compared within its own section."""
+    """`; did you mean x?` if something is near, else all that is allowed. A key is compared within its own section."""
     section, dot, name = path.rpartition(".")
     beside = [key[len(section) + len(dot) :] for key in right if key.startswith(section + dot)]
     close = difflib.get_close_matches(name, beside, n=1, cutoff=0.6)
-    return f"; did you mean {section}{dot}{close[0]}?" if close else ""
+    if close:
+        return f"; did you mean {section}{dot}{close[0]}?"
+    words = sorted({key.partition(".")[0] for key in beside})
+    return f", allowed: {', '.join(words)}" if words else ""
 
 
 def explain(error: ValidationError, *, known: dict[str, str], origin: Callable[[str], str] = lambda _: "") -> str:
@@ -24,7 +27,8 @@ def explain(error: ValidationError, *, known: dict[str, str], origin: Callable[[
         elif detail["type"] == "missing":
             lines.append(f"{path}: not given, allowed: {known.get(path, 'a value')}")
         elif detail["type"] == "value_error":
-            lines.append(f"{path}{origin(path)}: {detail['ctx']['error']}")
+            prefix = f"{path}{origin(path)}: " if path else ""
+            lines.append(f"{prefix}{detail['ctx']['error']}")
         else:
             key = path if path in known else next((key for key in known if path.startswith(key + ".")), "")
             allowed = known.get(key) or detail["msg"]

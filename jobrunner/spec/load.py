@@ -51,6 +51,7 @@ def _from_flags(sets: Sequence[str], origins: dict[str, str]) -> _Layer:
         if not (equals and dot and section and name):
             raise SpecError(f"--set: found {text!r}, allowed: section.key=value, e.g. input.split_bytes=1000000")
         layer.setdefault(section, {})[name] = value.strip()
+        origins.setdefault(section, f"--set {path.strip()}")
         origins.setdefault(f"{section}.{name}", f"--set {path.strip()}")
     return layer
 
@@ -63,6 +64,7 @@ def _from_environment(environ: Mapping[str, str], origins: dict[str, str]) -> _L
             continue
         section, _, name = variable[len(_PREFIX) :].lower().partition("__")
         layer.setdefault(section, {})[name] = value
+        origins.setdefault(section, f"environment {variable}")
         origins.setdefault(f"{section}.{name}", f"environment {variable}")
     return layer
 
