@@ -13,8 +13,9 @@ from types import TracebackType
 
 from jobrunner.commit.disk import Disk, write_all
 from jobrunner.commit.names import StageNames, is_part_name
+from jobrunner.commit.stage import stage_gone
 from jobrunner.control.messages import OutputFile
-from jobrunner.errors import Refused, StageGone
+from jobrunner.errors import Refused
 from jobrunner.failpoints import failpoint
 
 _BUFFER_BYTES = 1 << 20  # One write call each; larger pieces go straight through.
@@ -163,9 +164,3 @@ def open_attempt(names: StageNames, disk: Disk, *, partition: int, attempt: int,
         raise stage_gone(names) from error
     failpoint("commit.attempt.mkdir")
     return AttemptOutput(names, path, disk)
-
-
-def stage_gone(names: StageNames) -> StageGone:
-    return StageGone(
-        f"{names.stage} is not there: the job is over, or this host does not see {names.parent}", url=names.output
-    )

@@ -9,7 +9,7 @@ import uuid
 
 from jobrunner.commit.disk import Disk, is_directory, mkdir_unless_there, rename_unless_occupied
 from jobrunner.commit.names import Instance, StageNames
-from jobrunner.errors import CommitRefused
+from jobrunner.errors import CommitRefused, StageGone
 from jobrunner.failpoints import failpoint
 
 _ROUNDS_MAX = 20  # Of clean-up, against set-ups that wake in between.
@@ -19,25 +19,25 @@ def set_up(names: StageNames, disk: Disk) -> None:
     """Make the stage and what is missing above the output; prove that renames there do what publishing needs.
 
     This is the only step that makes anything above the stage. Raises CommitRefused if renames are not those of a
-    POSIX file system, OSError if something cannot be made. If the masters answer that the job is over, the caller
-    must run `clean_up`: a set-up that was paused may have made the stage again.
+    POSIX file system, StageGone if the job is cleaned up meanwhile, OSError if something cannot be made. If the masters
+    answer that the job is over, the caller must run `clean_up`: a set-up that was paused before its first mkdir has
+    made the stage again.
     """
     failpoint("commit.setup.before")
     disk.make_parents(names.parent)
     mkdir_unless_there(disk, names.stage)
-    parent, stage = disk.stat(names.parent), disk.stat(names.stage)
-    if parent is None or stage is None:
-        raise FileNotFoundError(errno.ENOENT, "deleted while it was made", names.stage)
-    if parent.st_dev != stage.st_dev:
-        raise CommitRefused(f"{names.stage} is another file system than {names.parent}", url=names.output)
-    mkdir_unless_there(disk, names.attempts)
-    mkdir_unless_there(disk, names.temporary)
-    _make_instance(names, disk)
-    _prove_renames(names, disk)
-    disk.sync_directory(names.commit)
-    disk.sync_directory(names.stage)
+    try:
+        _fill(names, disk)
+    except FileNotFoundError as error:  # Not to be tried again here: that would make it after its clean-up.
+        raise stage_gone(names) from error
     disk.sync_directory(names.parent)
     failpoint("commit.setup.after")
+
+
+def stage_gone(names: StageNames) -> StageGone:
+    return StageGone(
+        f"{names.stage} is not there: the job is over, or this host does not see {names.parent}", url=names.output
+    )
 
 
 def find_instance(names: StageNames, disk: Disk) -> Instance | None:
@@ -68,6 +68,18 @@ def move_to_trash(names: StageNames, disk: Disk) -> bool:
         return rename_unless_occupied(disk, names.stage, names.trash)
     except FileNotFoundError:
         return True
+
+
+def _fill(names: StageNames, disk: Disk) -> None:
+    parent, stage = disk.stat(names.parent), disk.stat(names.stage)
+    if parent is not None and stage is not None and parent.st_dev != stage.st_dev:
+        raise CommitRefused(f"{names.stage} is another file system than {names.parent}", url=names.output)
+    mkdir_unless_there(disk, names.attempts)
+    mkdir_unless_there(disk, names.temporary)
+    _make_instance(names, disk)
+    _prove_renames(names, disk)
+    disk.sync_directory(names.commit)
+    disk.sync_directory(names.stage)
 
 
 def _make_instance(names: StageNames, disk: Disk) -> None:

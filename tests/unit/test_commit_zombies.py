@@ -13,7 +13,7 @@ from commit_fixtures import beside, contents, make_commit, prepare, run_job
 
 from jobrunner.commit.backends import PosixCommit
 from jobrunner.control.messages import Winners
-from jobrunner.errors import CommitRefused, CorruptData
+from jobrunner.errors import CommitRefused, CorruptData, StageGone
 
 
 @pytest.fixture
@@ -137,6 +137,24 @@ def test_every_other_step_that_wakes_after_the_next_job_changes_nothing(output: 
         assert contents(output) == expected and beside(output) == []
         shutil.rmtree(output)
         index += 1
+
+
+def test_a_set_up_whose_job_is_cleaned_up_meanwhile_gives_up(output: Path) -> None:
+    """Tried again, it would make the stage anew, and nobody would clean up a second time."""
+    index, ran_out = 0, False
+    while not ran_out:
+        setup = Actor("set-up", lambda disk: replacing(output, 2, disk).set_up())
+        while not setup.next_call.startswith("mkdir"):
+            setup.step()
+        for _ in range(index + 1):
+            setup.step()
+        ran_out = setup.is_done
+        replacing(output, 2).clean_up()
+        setup.finish()
+        assert beside(output) == []
+        assert setup.error is None if ran_out else isinstance(setup.error, StageGone | None), setup.error
+        index += 1
+    assert index > 10
 
 
 def test_parallel_publishers_stopped_at_any_operation_tolerate_each_other(output: Path) -> None:
