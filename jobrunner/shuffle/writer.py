@@ -77,7 +77,7 @@ class MapOutputWriter:
         self._values = ValueBuffer(self._fold)
         self._counting = isinstance(combine, Count)  # Then values are not kept at all.
         self._careful = False  # Values may change after they were yielded: pickle each at once.
-        self._begun = False
+        self._chunk = 1
         self._rows = 0  # In the buffer.
         self._held: list[Any] = []  # Rows that left the buffer; not yet sorted.
         self._held_bytes = 0
@@ -87,32 +87,42 @@ class MapOutputWriter:
     def add(self, pairs: Iterable[Any]) -> None:
         """Take (key, value) pairs (tuples or lists) in order."""
         source = iter(pairs)
-        while True:
-            if self._careful:
-                if not self._add_careful(source):
-                    return
-                continue
-            # The first pair alone, to see what values are like before a chunk of them is held.
-            chunk = list(islice(source, CHUNK if self._begun else 1))
-            self._begun = True
-            if not chunk:
-                return
-            keys, values = unzip(chunk)
-            self._keys.add(keys)
-            if not self._counting:
-                self._values.add(values, keys)
-                if self._fold is None and not is_steady(values[-1]):
-                    self._careful = True
-            self._grown(len(keys))
+        while self._add_careful(source) if self._careful else self._add_chunk(source):
+            pass
+
+    def _add_chunk(self, source: Iterator[Any]) -> bool:
+        """One chunk; False if there was nothing left."""
+        chunk = list(islice(source, self._chunk))
+        if not chunk:
+            return False
+        keys, values = unzip(chunk)
+        before = self._keys.bytes + self._values.bytes
+        self._keys.add(keys)
+        if not self._counting:
+            self._values.add(values, keys)
+            self._careful = self._fold is None and not is_steady(values[-1])
+        if self._chunk < CHUNK or len(keys) == CHUNK:
+            self._size_chunk(len(keys), self._keys.bytes + self._values.bytes - before)
+        self._grown(len(keys))
+        return True
+
+    def _size_chunk(self, rows: int, size: int) -> None:
+        """The next chunk holds an eighth of the buffer at most; it starts at 1 pair, to see what pairs are like."""
+        fitting = self._half // 4 * rows // (size + 1)
+        self._chunk = max(1, min(CHUNK, fitting, self._chunk * 8))
 
     def _add_careful(self, source: Iterator[Any]) -> bool:
         """One chunk whose values are pickled as they come; False if there was nothing left."""
         dumps = pickle.dumps
         keys, pickles = [], []
+        size = 0
         for pair in islice(source, CHUNK):
             (key,), (value,) = unzip([pair])
             keys.append(key)
             pickles.append(dumps(value, 5))
+            size += len(pickles[-1])
+            if size >= self._half // 4:
+                break
         if keys:
             self._keys.add(keys)
             self._values.add_pickles(pickles)

@@ -245,6 +245,25 @@ def test_a_value_that_changes_after_it_was_yielded_is_kept_as_it_was() -> None:
     assert pairs == [("k", [[i] for i in range(5_000)])]
 
 
+def test_few_large_values_are_held_at_a_time(tmp_path: Path) -> None:
+    """A chunk of 2,000 values of a megabyte each would not fit in memory, whatever the buffer's limit."""
+    held: list[int] = []
+    with patch(
+        "jobrunner.shuffle.writer.islice", lambda source, count: held.append(count) or itertools.islice(source, count)
+    ):
+        write(tmp_path, ((i, b"x" * 10_000) for i in range(200)))
+        write(tmp_path, ((i, [b"x" * 10_000]) for i in range(20)), number=1)
+    assert held[0] == 1
+    assert max(held[:-25]) == 1
+
+
+def test_a_key_that_spans_many_batches_keeps_the_order_of_maps() -> None:
+    """Float sums and `sort by emission` would change from run to run."""
+    maps = [[("a", (number, i)) for i in range(100)] + [("b", number)] for number in range(5)]
+    (pairs,), _ = run(maps, 1, collect)
+    assert pairs == [("a", [(number, i) for number in range(5) for i in range(100)]), ("b", [0, 1, 2, 3, 4])]
+
+
 def test_values_that_were_not_read_are_skipped() -> None:
     """The next group would begin with the rest of this one."""
 
