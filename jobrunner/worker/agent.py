@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.1
 _COMMIT_TIMEOUT_S = 600.0  # At least: a user's short attempt.timeout_ms is about their functions.
 _RETRY_S = 0.5  # Between tries to fetch what an attempt needs.
+_EARLY_MAX = 64  # Instructions kept for a session that is about to begin; the leader sends again what is lost.
 _TEMPLATES_MAX = 4  # Templates of jobs without an attempt here are ended above this.
 
 
@@ -70,6 +72,7 @@ class Agent:
         self._blocks = Path(self._directory.below("blocks"))
         self._pool = Pool(template, self)
         self._decoder = message_decoder()
+        self._early: deque[Instruct] = deque(maxlen=_EARLY_MAX)
         self._stopping: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing: dict[Token, asyncio.Task[None]] = {}
@@ -149,11 +152,23 @@ class Agent:
             if message.address and self._core.leader(message.epoch):
                 self._session.wake_beat()
         elif isinstance(message, Instruct):
-            if any(isinstance(item, Start) for item in message.items):
-                failpoint("worker.assigned")
-            self.perform(self._core.instruct(message))
+            if message.session > self._core.session:
+                self._early.append(message)  # It overtook the answer that gives us this session.
+            else:
+                self._instruct(message)
         else:
             logger.warning("%s pushes %s to a worker", connection.peer, type(message).__name__)
+
+    def _instruct(self, message: Instruct) -> None:
+        if any(isinstance(item, Start) for item in message.items):
+            failpoint("worker.assigned")
+        self.perform(self._core.instruct(message))
+
+    def session_begins(self) -> None:
+        early = list(self._early)
+        self._early.clear()
+        for message in early:
+            self._instruct(message)
 
     # --- what the core decided ---------------------------------------------------------------------------------------
 

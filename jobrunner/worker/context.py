@@ -15,6 +15,8 @@ from jobrunner.errors import JobrunnerError, SpecError
 from jobrunner.ids import AttemptId, JobId
 
 PROGRESS_S = 0.2  # Least time between two signs of life to the agent.
+COUNTERS_MAX = 500  # They travel in one message.
+NAME_CHARS_MAX = 200
 _MISSING: Any = object()
 
 
@@ -88,6 +90,10 @@ class Task:
     def counter(self, name: str) -> Counter:
         found = self.counters.get(name)
         if found is None:
+            if len(self.counters) >= COUNTERS_MAX or len(name) > NAME_CHARS_MAX:
+                raise SpecError(
+                    f"counter {name!r:.100}: at most {COUNTERS_MAX} counters, with names of {NAME_CHARS_MAX} characters"
+                )
             found = self.counters[name] = Counter(name)
         return found
 

@@ -273,7 +273,7 @@ class Pool:
         for job in list(self._templates):
             self.forget(job)
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._slots and asyncio.get_running_loop().time() < deadline:
+        while self._base.open and self._slots and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
         for slot in self._slots.values():
             slot.link.close()

@@ -47,6 +47,10 @@ class SessionOwner(Protocol):
 
     def perform(self, actions: Sequence[Action]) -> None: ...
 
+    def session_begins(self) -> None:
+        """There is a session: follow what was said in it before."""
+        ...
+
     async def idle(self) -> None:
         """Wait until no slot is left."""
         ...
@@ -96,6 +100,7 @@ class Session:
             self._beat_s = registered.beat_ms / 1000
             logger.info("session %d of epoch %d", registered.session, registered.epoch)
             failpoint("worker.registered")
+            self._owner.session_begins()
             await self._live(blocks)
             logger.warning("session %d is over: its attempts end here", registered.session)
             self._lost.clear()
