@@ -98,10 +98,14 @@ class Engine:
 
     # --- inputs ---
 
-    def tick(self, elapsed_ms: int) -> None:
-        """`elapsed_ms` went by while this member was listening, and everything that had arrived was stepped first."""
+    def advance(self, elapsed_ms: int) -> None:
+        """`elapsed_ms` went by while this member was listening. Nothing falls due before `tick`."""
         assert elapsed_ms >= 0, elapsed_ms
         self.now_ms += elapsed_ms
+
+    def tick(self, elapsed_ms: int = 0) -> None:
+        """The same, and everything that had arrived has been stepped: do what is due."""
+        self.advance(elapsed_ms)
         role = self.role
         if isinstance(role, Leader):
             if self._save_hangs():
@@ -112,16 +116,20 @@ class Engine:
             self._start_pre_vote()
 
     def slept(self, gap_ms: int) -> None:
-        """This process did not listen for `gap_ms`: nobody is to blame for the silence, but a leader may be deposed.
+        """This process did not listen for `gap_ms`, which counts toward no deadline.
 
-        It must hear from a quorum again within a few beats, however recently, by its own count, it had.
+        A follower gives a living leader a beat's time to be heard. A leader beats at once; after a long gap it may be
+        deposed, so it must hear from a quorum within a few beats, however recently, by its own count, it had.
         """
-        role = self.role
-        if isinstance(role, Leader) and gap_ms >= self._settings.election_ms:
+        role, settings = self.role, self._settings
+        if not isinstance(role, Leader):
+            role.deadline_ms = max(role.deadline_ms, self.now_ms + settings.heartbeat_ms)
+            return
+        role.beat_ms = self.now_ms
+        if gap_ms >= settings.election_ms:
             for progress in role.progress.values():
                 progress.active = False
-            role.beat_ms = self.now_ms
-            role.check_ms = self.now_ms + min(4 * self._settings.heartbeat_ms, self._settings.election_ms)
+            role.check_ms = self.now_ms + min(4 * settings.heartbeat_ms, settings.election_ms)
 
     def campaign(self) -> None:
         """Ask for votes at once, and again soon if nobody answers: the group is known to be fresh."""

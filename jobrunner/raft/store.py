@@ -157,7 +157,8 @@ class Store:
     def __init__(self, directory: str, identity: Identity, settings: RaftSettings, files: Files, lock: File) -> None:
         self.directory = directory
         self.identity = identity
-        self.state = HardState(0, None, 0)
+        self.state = HardState(0, None, 0)  # As last written.
+        self.log = Log(read_older=self.read, cache_bytes_max=settings.cache_bytes_max)  # As opened; then the engine's.
         self._settings = settings
         self._files = files
         self._lock_file = lock
@@ -169,8 +170,8 @@ class Store:
         self._failed: BaseException | None = None
 
     @classmethod
-    def open(cls, directory: str, settings: RaftSettings, files: Files | None = None) -> tuple["Store", Log]:
-        """Read and check the whole log, mend a torn tail, sync what was read. The log is in memory up to its cache.
+    def open(cls, directory: str, settings: RaftSettings, files: Files | None = None) -> "Store":
+        """Read and check the whole log, mend a torn tail, sync what was read.
 
         Raises SpecError if another process has the directory, CorruptData if the directory is not what it was,
         LogTooNew, StorageFailed.
@@ -181,10 +182,11 @@ class Store:
             lock = _lock(files, directory)
             store = cls(directory, identity, settings, files, lock)
             try:
-                return store, store._load()
+                store._load()
             except BaseException:
                 store.close()
                 raise
+            return store
 
     def write(self, save: Save) -> None:
         """Append `save` as one frame; durable after `sync`. Raises StorageFailed, and then for ever."""
@@ -245,8 +247,8 @@ class Store:
 
     # --- opening ---
 
-    def _load(self) -> Log:
-        log = Log(read_older=self.read, cache_bytes_max=self._settings.cache_bytes_max)
+    def _load(self) -> None:
+        log = self.log
         numbers = self._list_segments()
         if not numbers:
             raise CorruptData(
@@ -265,7 +267,6 @@ class Store:
             segment.file.sync()
         self._files.sync_dir(self.directory)
         self._files.sync_dir(os.path.dirname(os.path.abspath(self.directory)))
-        return log
 
     def _list_segments(self) -> list[int]:
         numbers = []

@@ -1,0 +1,367 @@
+"""Runs one engine on a store, a transport and a clock: the only file of Raft that knows asyncio.
+
+One cycle a loop turn, however much happened in it: propose all that waits, send, hand one save to the storage thread,
+apply what is committed, tell the machine who leads. The storage thread only writes and syncs; what was proposed
+meanwhile is the next save, so one sync carries all that arrived during the one before.
+
+Time counts while listening. When the timer fires, what has arrived is read and stepped first, in a few turns of the
+loop, then deadlines are looked at. If the process was stopped, or the loop was held, for more than half an election
+timeout, the gap counts for nobody.
+
+All methods belong to the loop's thread. Failures of the disk, and damage found at any time, end in `on_fatal`, once:
+nothing is sent, applied or answered after it.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from jobrunner.clock import Clock
+from jobrunner.errors import JobrunnerError, Unavailable, Unknown
+from jobrunner.ids import Epoch, MemberId
+from jobrunner.raft.engine import Chance, Engine
+from jobrunner.raft.messages import EntryKind, Member, Message, decode_message, encode_message
+from jobrunner.raft.ready import Save, Send
+from jobrunner.raft.roles import Follower, Leader
+from jobrunner.raft.settings import RaftSettings
+from jobrunner.raft.store import Store
+
+logger = logging.getLogger(__name__)
+
+APPLY_SECONDS_MAX = 0.002  # One page of applying; then the loop takes its turn.
+APPLY_BYTES_MAX = 262_144
+TURNS_BEFORE_TICK = 3  # Loop turns from a readable socket to a stepped message, and one more.
+STOP_SECONDS_MAX = 5.0
+
+
+class Machine(Protocol):
+    """What is replicated. An exception that `apply` returns is raised to the proposer; one that it raises is fatal."""
+
+    def apply(self, index: int, epoch: int, data: bytes) -> object:
+        """Every committed proposal, in order, on every member; after a restart again from the first."""
+        ...
+
+    def leading(self, epoch: int) -> None:
+        """This member leads `epoch` and has applied all that was committed before it."""
+        ...
+
+    def following(self, epoch: int, leader: MemberId | None) -> None:
+        """The epoch or its leader changed, and it is not this member; None: not known."""
+        ...
+
+
+class Transport(Protocol):
+    def send(self, to: MemberId, message: bytes, bulk: bool) -> None:
+        """Never blocks. What cannot be sent is dropped, and the driver told by `report_unreachable`."""
+        ...
+
+
+class RoleName(StrEnum):
+    FOLLOWER = "follower"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+@dataclass(frozen=True, slots=True)
+class RaftStatus:
+    role: RoleName
+    epoch: Epoch
+    leader: MemberId | None
+    commit_index: int
+    applied_index: int
+    last_index: int
+    members: tuple[Member, ...]
+
+
+class Driver:
+    """One running member. `store` is open; `stop` closes it."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        machine: Machine,
+        transport: Transport,
+        settings: RaftSettings,
+        clock: Clock,
+        rng: Chance,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.member = store.identity.member
+        self._engine = Engine(member=self.member, log=store.log, state=store.state, settings=settings, rng=rng)
+        self._store = store
+        self._machine = machine
+        self._transport = transport
+        self._settings = settings
+        self._clock = clock
+        self._on_fatal = on_fatal
+        self._running = False
+        self._cycle_due = False
+        self._counted = 0.0  # The clock, up to which time was counted or given up.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._proposed: list[tuple[bytes, asyncio.Future[object]]] = []  # Not yet in the log.
+        self._waiting: dict[int, asyncio.Future[object]] = {}  # By index; all of one leadership, `_waiting_term`.
+        self._waiting_term = 0
+        self._leading_term = 0
+        self._told: tuple[int, MemberId | None] | None = None
+        self._saves: queue.SimpleQueue[tuple[Save, tuple[Send, ...]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_and_sync, name="raft-storage", daemon=True)
+
+    # --- for the process around it ---
+
+    async def start(self, campaign: bool = False) -> None:
+        """Begin to listen and count time. `campaign`: ask for votes at once, as a fresh group's first master does."""
+        self._loop = asyncio.get_running_loop()
+        self._counted = self._clock.now()
+        self._running = True
+        self._thread.start()
+        if campaign:
+            self._engine.campaign()
+        self._cycle()
+
+    async def stop(self) -> None:
+        """End, without a word to the others; close the store when its last write is done."""
+        self._halt(Unavailable("this master is stopping"))
+        self._saves.put(None)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, STOP_SECONDS_MAX)
+        if not self._thread.is_alive():
+            self._store.close()
+
+    async def propose(self, data: bytes) -> object:
+        """The machine's result for `data`, once it is committed and applied here.
+
+        Raises NotLeader, Refused, Unavailable: it was not and will not be carried out. Raises Unknown: it may be, or
+        may have been. Raises what the machine returned, if that is an exception.
+        """
+        if not self._running:
+            raise Unavailable("this master is stopping")
+        future: asyncio.Future[object] = self._loop.create_future()
+        self._proposed.append((data, future))
+        self._schedule()
+        return await future
+
+    def receive(self, sender: MemberId, message: bytes) -> None:
+        """A message arrived. Raises Refused if it is none of Raft's."""
+        decoded = decode_message(message)
+        self._take(lambda: self._engine.step(sender, decoded))
+
+    def peer_disconnected(self, member: MemberId) -> None:
+        """The connection to `member` closed. If it leads, its process most likely died: ask for votes soon."""
+        self._take(lambda: self._engine.peer_lost(member))
+
+    def peer_connected(self, member: MemberId) -> None:
+        """A connection to `member` opened: repeat what it may have missed."""
+        self._take(lambda: self._engine.peer_found(member))
+
+    def report_unreachable(self, member: MemberId) -> None:
+        """A message to `member` was dropped."""
+        self._engine.report_unreachable(member)  # From within `send`: there is nothing to do at once.
+
+    def status(self) -> RaftStatus:
+        engine = self._engine
+        role = RoleName.CANDIDATE
+        if isinstance(engine.role, Leader):
+            role = RoleName.LEADER
+        elif isinstance(engine.role, Follower):
+            role = RoleName.FOLLOWER
+        return RaftStatus(
+            role=role,
+            epoch=Epoch(engine.term),
+            leader=engine.leader,
+            commit_index=engine.commit_index,
+            applied_index=engine.applied_index,
+            last_index=engine.log.last_index,
+            members=tuple(engine.members.values()),
+        )
+
+    # --- the cycle ---
+
+    def _take(self, event: Callable[[], None]) -> None:
+        if not self._running:
+            return
+        try:
+            self._advance()
+            event()
+        except Exception as error:
+            self._fatal(error)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._running and not self._cycle_due:
+            self._cycle_due = True
+            self._loop.call_soon(self._cycle)
+
+    def _cycle(self) -> None:
+        self._cycle_due = False
+        if not self._running:
+            return
+        try:
+            self._advance()
+            self._notice_role()
+            self._propose_all()
+            ready = self._engine.ready()
+            self._send(ready.send_now)
+            if ready.save is not None:
+                self._saves.put((ready.save, ready.after_persist))
+            self._apply_page()
+            self._notice_role()
+            self._arm()
+        except Exception as error:
+            self._fatal(error)
+
+    def _propose_all(self) -> None:
+        proposed, self._proposed = self._proposed, []
+        for data, future in proposed:
+            if future.done():
+                continue  # Cancelled before it was in the log.
+            try:
+                proposal = self._engine.propose(data)
+            except JobrunnerError as error:
+                future.set_exception(error)
+            else:
+                self._waiting[proposal.index] = future
+                self._waiting_term = proposal.term
+
+    def _send(self, sends: tuple[Send, ...]) -> None:
+        message: Message | None = None
+        data = b""
+        for send in sends:
+            if send.message != message:  # Followers in step get the same bytes.
+                message, data = send.message, encode_message(send.message)
+            self._transport.send(send.to, data, send.bulk)
+
+    def _apply_page(self) -> None:
+        engine = self._engine
+        first = engine.applied_index + 1
+        if first > engine.commit_index:
+            return
+        until = self._clock.now() + APPLY_SECONDS_MAX
+        for entry in engine.log.slice(first, engine.commit_index, APPLY_BYTES_MAX):
+            result: object = None
+            if entry.kind == EntryKind.DATA:
+                result = self._machine.apply(entry.index, entry.term, entry.data)
+            engine.applied(entry.index)
+            future = self._waiting.pop(entry.index, None)
+            if future is not None and not future.done():
+                if isinstance(result, BaseException):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+            if self._clock.now() >= until:
+                break
+        if engine.applied_index < engine.commit_index:
+            self._schedule()
+
+    def _notice_role(self) -> None:
+        """Tell the machine, and whoever waits for an entry of a leadership that is over."""
+        engine = self._engine
+        leads = isinstance(engine.role, Leader)
+        if self._waiting and not (leads and self._waiting_term == engine.term):
+            self._give_up("leadership was lost")
+        if isinstance(engine.role, Leader):
+            if self._leading_term != engine.term and engine.applied_index >= engine.role.noop_index:
+                self._leading_term, self._told = engine.term, None
+                logger.info("leading epoch %d", engine.term)
+                self._machine.leading(engine.term)
+            return
+        now = (engine.term, engine.leader)
+        if self._leading_term or now != self._told:
+            self._leading_term, self._told = 0, now
+            logger.info("epoch %d, leader %s", engine.term, engine.leader)
+            self._machine.following(engine.term, engine.leader)
+
+    # --- time ---
+
+    def _advance(self) -> None:
+        """Count the time since the last call, unless this process cannot have listened in it."""
+        elapsed_ms = int((self._clock.now() - self._counted) * 1000)
+        if elapsed_ms > self._settings.heartbeat_ms + self._settings.election_ms // 2:
+            self._counted = self._clock.now()
+            logger.warning("did not listen for %d ms", elapsed_ms)
+            self._engine.slept(elapsed_ms)
+        elif elapsed_ms > 0:
+            self._counted += elapsed_ms / 1000
+            self._engine.advance(elapsed_ms)
+
+    def _arm(self) -> None:
+        """Have the timer fire when something falls due, and at least every heartbeat, so that gaps are seen."""
+        wait = min(max(self._engine.wait_ms(), 1), self._settings.heartbeat_ms) / 1000
+        due = self._clock.now() + wait
+        if self._timer is not None:
+            if self._timer_due <= due + 0.0005:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._loop.call_later(wait, self._on_timer, TURNS_BEFORE_TICK)
+
+    def _on_timer(self, turns: int) -> None:
+        if turns:
+            self._loop.call_soon(self._on_timer, turns - 1)
+            return
+        self._timer = None
+        if self._running:
+            self._take(self._engine.tick)
+
+    # --- the disk ---
+
+    def _write_and_sync(self) -> None:
+        """The storage thread."""
+        while (item := self._saves.get()) is not None:
+            save, after = item
+            try:
+                self._store.write(save)
+                self._store.sync()
+            except BaseException as error:
+                self._call_back(self._fatal, error)
+                return
+            self._call_back(self._saved, after)
+
+    def _call_back(self, function: Callable[..., None], argument: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:
+            logger.debug("the loop is closed")
+
+    def _saved(self, after: tuple[Send, ...]) -> None:
+        if not self._running:
+            return
+        try:
+            self._send(after)
+            self._advance()
+            self._engine.saved()
+        except Exception as error:
+            self._fatal(error)
+        self._cycle()
+
+    # --- the end ---
+
+    def _fatal(self, error: BaseException) -> None:
+        if self._running:
+            self._halt(Unavailable(f"this master stopped: {error}"))
+            logger.critical("stopping: %s", error, exc_info=error)
+            self._on_fatal(error)
+
+    def _halt(self, reason: JobrunnerError) -> None:
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _, future in self._proposed:
+            if not future.done():
+                future.set_exception(reason)
+        self._proposed.clear()
+        self._give_up(str(reason))
+
+    def _give_up(self, reason: str) -> None:
+        """What is in the log may yet be committed, here or by another leader."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Unknown(f"{reason}; the request may or may not be carried out"))
+        self._waiting.clear()

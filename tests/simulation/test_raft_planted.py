@@ -1,0 +1,148 @@
+"""The simulation finds planted bugs: each is a rule of Raft left out, found by its invariant within some seeds.
+
+A simulation that finds nothing may be one that looks at nothing. The bugs are those that real systems had.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from jobrunner.errors import CorruptData
+from jobrunner.ids import MemberId
+from jobrunner.raft.engine import Engine
+from jobrunner.raft.messages import Append, PreVoteRequest, VoteRequest
+from jobrunner.raft.progress import quorum_index
+from jobrunner.raft.ready import Ready
+from jobrunner.raft.roles import Leader
+from jobrunner.raft.settings import RaftSettings
+from tests.simulation.raft_history import Broken
+from tests.simulation.raft_world import MS, Faults, RaftWorld
+
+HARD = Faults(loss=0.05, duplicates=0.1, late=0.1, crashes=8, pauses=1, cuts=4, breaks=4, stalls=0.1, lose_all=True)
+LOSSY = Faults(loss=0.3)
+ONE_BY_ONE = RaftSettings(
+    heartbeat_ms=10, election_ms=60, append_bytes_max=40, bulk_bytes_max=2_000, inflight_max=1, sync_hang_ms=1_000
+)
+FIRST = 1
+
+
+class VoteNotSaved(Engine):
+    """PySyncObj#84: a member that restarts votes again in the same term."""
+
+    def ready(self) -> Ready:
+        ready = super().ready()
+        if ready.save is None:
+            return ready
+        return replace(ready, save=replace(ready.save, state=replace(ready.save.state, vote=None)))
+
+
+class AckBeforeSave(Engine):
+    """etcd#14370: what a quorum acknowledged is lost when the power goes."""
+
+    def ready(self) -> Ready:
+        ready = super().ready()
+        return replace(ready, send_now=ready.send_now + ready.after_persist, after_persist=())
+
+
+class OwnAckBeforeSave(Engine):
+    """The same at the leader: it counts itself before its own disk has the entry."""
+
+    def _advance_commit(self, role: Leader) -> None:
+        self.log.durable_index = self.log.last_index
+        super()._advance_commit(role)
+
+
+class CommitsOlderTerms(Engine):
+    """Raft, figure 8: an entry of an older term is committed by counting, and replaced later."""
+
+    def _advance_commit(self, role: Leader) -> None:
+        index = quorum_index([self.log.durable_index, *(progress.match for progress in role.progress.values())])
+        self.commit_index = max(self.commit_index, index)
+        while role.uncommitted and role.uncommitted[0][0] <= index:
+            role.uncommitted_bytes -= role.uncommitted.popleft()[1]
+
+
+class TruncatesAlways(Engine):
+    """PySyncObj, akka-raft#66: a late append removes what was acknowledged after it."""
+
+    def _on_append(self, sender: MemberId, message: Append) -> None:
+        fits = self.log.matches(message.prev_index, message.prev_term)
+        if fits and self.commit_index <= message.prev_index < self.log.last_index:
+            self.log.truncate(message.prev_index + 1)
+        super()._on_append(sender, message)
+
+
+class VotesForAnyLog(Engine):
+    """Raft, 5.4.1: a candidate without a committed entry wins."""
+
+    def _on_pre_vote_request(self, sender: MemberId, message: PreVoteRequest) -> None:
+        super()._on_pre_vote_request(sender, PreVoteRequest(message.term, self.log.last_index, self.log.last_term))
+
+    def _on_vote_request(self, sender: MemberId, message: VoteRequest) -> None:
+        super()._on_vote_request(sender, VoteRequest(message.term, self.log.last_index, self.log.last_term))
+
+
+def seeds_until_found(engine_class: type[Engine], limit: int) -> int | None:
+    for seed in range(FIRST, FIRST + limit):
+        world = RaftWorld(seed, members=3 + 2 * (seed % 2), faults=HARD, engine_class=engine_class)
+        try:
+            world.play(3_000 * MS)
+            world.settle()
+        except (Broken, AssertionError, CorruptData):
+            return seed - FIRST + 1
+    return None
+
+
+@pytest.mark.parametrize(
+    "engine_class",
+    [
+        VoteNotSaved, AckBeforeSave, OwnAckBeforeSave, TruncatesAlways, VotesForAnyLog,
+    ],
+)  # fmt: skip
+def test_a_planted_bug_is_found(engine_class: type[Engine]) -> None:
+    """Without it, an invariant that looks at nothing would pass for ever."""
+    assert seeds_until_found(engine_class, 60) is not None
+
+
+def play_figure_8(seed: int, engine_class: type[Engine]) -> None:
+    """Leaders append and lose power before or after a little of it is replicated (as in MIT 6.5840, Figure8)."""
+    world = RaftWorld(seed, members=3, faults=LOSSY, settings=ONE_BY_ONE, engine_class=engine_class)
+    rng = world.rng
+    for _ in range(150):
+        for node in world.awake():
+            if isinstance(node.engine.role, Leader):
+                world.propose_somewhere()
+                world.propose_somewhere()
+                if rng.random() < 0.7:
+                    world.run(rng.randint(0, rng.choice((0, 1, 5, 30)) * MS))
+                    if node.running:
+                        node.crash(power=True)
+        world.run(rng.randint(5 * MS, 60 * MS))
+        down = [node for node in world.nodes.values() if not node.running]
+        if len(down) > 1 or (down and rng.random() < 0.3):
+            rng.choice(down).start()
+    world.settle()
+
+
+def is_found(seed: int) -> bool:
+    try:
+        play_figure_8(seed, CommitsOlderTerms)
+    except Broken:
+        return True
+    return False
+
+
+def test_figure_8_is_found_in_an_engine_that_commits_older_terms_by_count() -> None:
+    """The rarest of the rules: it takes three leaders and an append that arrives in part."""
+    assert any(is_found(seed) for seed in range(FIRST, FIRST + 60))
+
+
+def test_figure_8_never_replaces_a_committed_entry() -> None:
+    """Raft, figure 8: counting replicas of an older term's entry would commit what a later leader may replace."""
+    for seed in range(FIRST, FIRST + 30):
+        play_figure_8(seed, Engine)
+
+
+def test_the_unchanged_engine_survives_the_same_faults() -> None:
+    """Otherwise the planted bugs would prove nothing."""
+    assert seeds_until_found(Engine, 10) is None
