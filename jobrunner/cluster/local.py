@@ -63,8 +63,12 @@ def cluster_up(directory: Path, settings: Settings, *, workers: int, slots: int 
             cluster = create_cluster_dir(directory, settings, workers=workers, slots=per_worker)
         for daemon in cluster.file.masters:
             cluster.init_master(daemon.id)
-        start_missing(cluster)
-        wait_accepting(cluster)
+        started = start_missing(cluster)
+        try:
+            wait_accepting(cluster)
+        except BaseException:
+            _stop(started)
+            raise
     return cluster
 
 
@@ -184,12 +188,16 @@ def cluster_down(directory: Path) -> list[str]:
         lines = []
         for role, daemons in (("worker", cluster.file.workers), ("master", cluster.file.masters)):
             running = [daemon for daemon in daemons if daemon.alive]
-            for daemon in running:
-                _signal(daemon, signal.SIGTERM)
-                _signal(daemon, signal.SIGCONT)
-            _wait_gone(running, lambda daemon: _signal(daemon, signal.SIGKILL))
+            _stop(running)
             lines += [f"{role} {daemon.id} (pid {daemon.pid}) stopped" for daemon in running]
         return lines
+
+
+def _stop(daemons: list[Daemon]) -> None:
+    for daemon in daemons:
+        _signal(daemon, signal.SIGTERM)
+        _signal(daemon, signal.SIGCONT)
+    _wait_gone(daemons, lambda daemon: _signal(daemon, signal.SIGKILL))
 
 
 def _signal(daemon: Daemon, number: signal.Signals) -> None:

@@ -50,7 +50,6 @@ from jobrunner.master.leader import Leader, LeaderLimits, Proposal
 from jobrunner.master.requests import Requests
 from jobrunner.master.state import MasterState
 from jobrunner.raft.driver import Driver
-from jobrunner.raft.log import Log
 from jobrunner.raft.settings import RaftSettings
 from jobrunner.raft.store import Store
 from jobrunner.rpc.connection import Connection
@@ -78,7 +77,6 @@ class MasterConfig:
     member: MemberId
     members: dict[MemberId, tuple[int, str]]
     settings: Settings
-    campaign: bool = False  # A fresh group's first master need not wait for an election time-out.
 
 
 class RaftFrame(msgspec.Struct, frozen=True):
@@ -99,7 +97,7 @@ class _Machine:
 class MasterServer:
     """Wires driver, state, leader and rpc. Made inside a running loop."""
 
-    def __init__(self, config: MasterConfig, store: Store, log: Log) -> None:
+    def __init__(self, config: MasterConfig, store: Store) -> None:
         self.settings = config.settings
         self.state = MasterState()
         self.stopped: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
@@ -108,6 +106,7 @@ class MasterServer:
         self._loop = asyncio.get_running_loop()
         self._decoder = message_decoder()
         self._requests = Requests(self)
+        self._fresh = store.log.last_index == 1
         self._leader: Leader | None = None
         self._leader_address = ""
         self._epoch = 0
@@ -127,7 +126,7 @@ class MasterServer:
         self._server.add_get("/member", self._get_member)
         self._http = new_session(config.cluster_token)
         self._driver = Driver(
-            store=store, log=log, machine=_Machine(self), transport=self._links, settings=raft_settings(config.settings),
+            store=store, machine=_Machine(self), transport=self._links, settings=raft_settings(config.settings),
             clock=self._clock, rng=random.Random(), on_fatal=self._fatal,
         )  # fmt: skip
 
@@ -142,7 +141,8 @@ class MasterServer:
     async def start(self, sock: socket | None, host: str, port: int) -> str:
         address = await self._server.start(sock, host, port)
         self._links.set_members({member: address for member, (_, address) in self._config.members.items()})
-        await self._driver.start(campaign=self._config.campaign)
+        # The first master of a fresh group need not wait for an election time-out.
+        await self._driver.start(campaign=self._fresh and self._config.slot == 0)
         self._timer = self._loop.call_later(TICK_S, self._on_timer)
         return address
 
@@ -389,8 +389,8 @@ def raft_settings(settings: Settings) -> RaftSettings:
 
 async def serve_master(config: MasterConfig, sock: socket | None, host: str, port: int, *, handle_sigint: bool) -> int:
     """Run a master until SIGTERM (0) or a fatal error (its own exit status). Raises what refuses the directory."""
-    store, log = Store.open(str(config.directory), raft_settings(config.settings))
-    server = MasterServer(config, store, log)
+    store = Store.open(str(config.directory), raft_settings(config.settings))
+    server = MasterServer(config, store)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, *((signal.SIGINT,) if handle_sigint else ())):
         loop.add_signal_handler(number, server.ask_to_stop)
