@@ -7,7 +7,8 @@ item by item. Chunks of about 2,000 pairs stay in the processor's cache.
 import pickle
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from jobrunner.shuffle.reducers import Ready, Sum
 
 CHUNK = 2_000
 
+_PAIRS = {tuple, list}
 _STEADY = frozenset({type(None), bool, int, float, complex, str, bytes})  # Types whose values never change.
 
 
@@ -36,9 +38,11 @@ def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 def unzip(pairs: list[Any]) -> tuple[list[Any], list[Any]]:
     """Keys and values. Raises BadPair naming the first item that is not a tuple or list of two."""
-    if set(map(type, pairs)) <= {tuple, list} and set(map(len, pairs)) == {2}:
-        flat = list(chain.from_iterable(pairs))
-        return flat[::2], flat[1::2]
+    if set(map(type, pairs)) <= _PAIRS:
+        try:
+            return [key for key, _ in pairs], list(map(itemgetter(1), pairs))  # Unpacking tells that there are two.
+        except ValueError:
+            pass
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise BadPair(f"expected (key, value) pairs, got {pair!r:.200} of type {type(pair).__name__}")
