@@ -139,6 +139,7 @@ class FakeMasters:
     async def _wait(self, job: JobId) -> JobStatus:
         while self._job(job).state not in ENDED:
             await asyncio.sleep(0.001)
+            self._advance(job)
         return self._job(job)
 
 
