@@ -85,7 +85,9 @@ class RealFile:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1  # Closed again, it would be somebody else's.
 
 
 class RealFiles:
