@@ -28,7 +28,6 @@ from jobrunner.control.messages import (
     RegisterWorker,
     Sealable,
     Start,
-    TaskKind,
     Verdict,
     message_decoder,
 )
@@ -75,6 +74,7 @@ class Agent:
         self._early: deque[Instruct] = deque(maxlen=_EARLY_MAX)
         self._stopping: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._scratch: dict[int, str] = {}  # By slot, of those that ran something.
         self._preparing: dict[Token, asyncio.Task[None]] = {}
         self._server = make_server(config, identity=self._directory.uuid, blocks=self._blocks)
 
@@ -176,7 +176,7 @@ class Agent:
         """Carry out the core's actions in order."""
         for action in actions:
             self._perform(action)
-        if self._core.reports(1):
+        if self._core.reporting:
             self._session.wake_report()
 
     def _perform(self, action: core.Action) -> None:
@@ -283,14 +283,14 @@ class Agent:
             bytes_max=plan.attempt.log_bytes_max,
             tail_bytes_max=plan.attempt.tail_bytes_max,
         )
+        scratch = self._scratch[slot] = self._directory.below("scratch", start.attempt.job, f"slot-{slot}")
         run = wire.Run(
             start,
             plan=self._directory.below("blobs", start.plan),
             directory=self._directory.path,
+            scratch=scratch,
             directory_id=self._directory.uuid,
-            blocks_address=self.address,
             cluster_token=self.config.cluster_token,
-            cluster_id=self.config.cluster_id,
             answer=answer,
         )
         self._pool.run(slot, run, log)
@@ -318,6 +318,9 @@ class Agent:
         start = self._core.running_on(slot)
         if start is not None:
             logger.info("%s: %s", start.attempt, message)
+        scratch = self._scratch.pop(slot, None)
+        if scratch is not None:
+            self._spawn(asyncio.to_thread(shutil.rmtree, scratch, True))
         self.perform(self._core.slot_exited(slot, cause, message, self._pool.tail(slot)))
 
     def base_lost(self) -> None:
@@ -338,14 +341,7 @@ class Agent:
     def _delete(self, start: Start) -> None:
         """Delete what does not count, beside the loop."""
         plan = self._needs.plan_if_here(start.plan)
-
-        def delete() -> None:
-            delete_attempt(self._directory, start, plan)
-            if start.kind is TaskKind.MAP:
-                with contextlib.suppress(OSError):
-                    block_path(self._blocks, start.attempt, start.token).unlink(missing_ok=True)
-
-        self._spawn(asyncio.to_thread(delete))
+        self._spawn(asyncio.to_thread(delete_attempt, self._directory, start, plan))
 
     def _forget(self, job: JobId) -> None:
         self._pool.forget(job)

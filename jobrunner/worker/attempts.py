@@ -12,6 +12,7 @@ Slots belong to one job; steps of the commit have a small pool of their own, so 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from heapq import heappop, heappush
 
 from jobrunner.control.messages import (
     EndCause,
@@ -143,6 +144,8 @@ class Attempts:
         self.sequence = 0  # Of the last Instruct accepted under `epoch`.
         self.token_peak = Token(0)
         self._attempts: dict[Token, _Attempt] = {}
+        self._ready: dict[bool, list[Token]] = {True: [], False: []}  # Heaps: user code, steps of the commit.
+        self._ended: set[Token] = set()  # Those of `_attempts` that wait for a verdict.
         self._slots: dict[int, _Slot] = {}
         self._slot_last = 0
         self._now: float | None = None
@@ -189,7 +192,7 @@ class Attempts:
             attempt = self._attempts.get(report.token)
             if attempt is None or attempt.phase is not Phase.ENDED:
                 continue  # Forgotten meanwhile.
-            del self._attempts[report.token]
+            self._drop(report.token)
             if verdict in (Verdict.ACCEPTED, Verdict.WON):
                 actions.append(Accepted(report, verdict))
             if verdict in (Verdict.LOST, Verdict.GONE) or isinstance(report, Failed):
@@ -205,7 +208,7 @@ class Attempts:
                 actions += self._withdraw(token, "the session is over")
             elif not isinstance(attempt.report, Sealable):
                 # A finished map output is offered after registering; what failed is lost with the session anyway.
-                del self._attempts[token]
+                self._drop(token)
                 if not isinstance(attempt.report, MapDone):
                     actions.append(DeleteFiles(attempt.start))
         actions += [self._kill(number, "the session is over") for number, slot in self._slots.items() if not slot.dying]
@@ -219,6 +222,7 @@ class Attempts:
         if attempt is None or attempt.phase is not Phase.PREPARING:
             return []
         attempt.phase, attempt.timeout_s = Phase.READY, timeout_s
+        heappush(self._ready[attempt.start.kind in USER_KINDS], token)
         return self._fill()
 
     def progress(self, token: Token) -> None:
@@ -240,7 +244,7 @@ class Attempts:
                 slot.ending = None  # It finished in the instant before it was killed.
             elif isinstance(report, Failed) or slot.runs >= self.slot_attempts_max:
                 actions.append(self._kill(attempt.slot, "a fresh process for the next attempt"))
-        attempt.phase, attempt.report = Phase.ENDED, report
+        self._end(attempt, report)
         return actions + self._fill()
 
     def slot_exited(self, number: int, cause: EndCause, message: str, tail: str = "") -> list[Action]:
@@ -250,11 +254,9 @@ class Attempts:
             return []
         attempt = self._attempts.get(slot.token) if slot.token is not None else None
         if attempt is not None and attempt.phase is Phase.RUNNING:
-            start = attempt.start
-            attempt.phase = Phase.ENDED
             if slot.ending is not None:
                 cause, message = slot.ending
-            attempt.report = Failed(start.attempt, start.token, cause, message, tail=tail)
+            self._end(attempt, Failed(attempt.start.attempt, attempt.start.token, cause, message, tail=tail))
         return self._fill()
 
     def tick(self, now: float) -> list[Action]:
@@ -285,8 +287,13 @@ class Attempts:
 
     def reports(self, count_max: int) -> list[Ended]:
         """Ends without a verdict, oldest token first."""
-        ended = [attempt.report for _, attempt in sorted(self._attempts.items()) if attempt.report is not None]
-        return ended[:count_max]
+        reports = (self._attempts[token].report for token in sorted(self._ended)[:count_max])
+        return [report for report in reports if report is not None]
+
+    @property
+    def reporting(self) -> bool:
+        """Something has ended and has no verdict yet."""
+        return bool(self._ended)
 
     def running_on(self, number: int) -> Start | None:
         """What a slot runs."""
@@ -317,12 +324,20 @@ class Attempts:
         self._attempts[start.token] = _Attempt(start)
         return [Prepare(start)]
 
+    def _end(self, attempt: _Attempt, report: Ended) -> None:
+        attempt.phase, attempt.report = Phase.ENDED, report
+        self._ended.add(attempt.start.token)
+
+    def _drop(self, token: Token) -> None:
+        self._attempts.pop(token, None)
+        self._ended.discard(token)
+
     def _withdraw(self, token: Token, why: str) -> list[Action]:
         """Drop an attempt; nothing is reported. One that has ended waits for its verdict: it may be the winner."""
         attempt = self._attempts.get(token)
         if attempt is None or attempt.phase is Phase.ENDED:
             return []
-        del self._attempts[token]
+        self._drop(token)
         if attempt.phase is not Phase.RUNNING:
             return [Unprepare(token)]
         slot = self._slots[attempt.slot]
@@ -335,7 +350,7 @@ class Attempts:
         for token, attempt in list(self._attempts.items()):
             if attempt.start.attempt.job == item.job:
                 actions += self._withdraw(token, "the job has ended")
-                self._attempts.pop(token, None)  # Its report too: no verdict on it can matter any more.
+                self._drop(token)  # Its report too: no verdict on it can matter any more.
         for number, slot in self._slots.items():
             if slot.job == item.job and not slot.dying:
                 actions.append(self._kill(number, "the job has ended"))
@@ -346,17 +361,25 @@ class Attempts:
         return KillSlot(number, why)
 
     def _fill(self) -> list[Action]:
-        """Give what is ready a slot, oldest token first."""
+        """Give what is ready a slot, oldest token first. What finds none leaves none for those after it."""
         actions: list[Action] = []
-        for _, attempt in sorted(self._attempts.items()):
-            if attempt.phase is Phase.READY:
-                actions += self._place(attempt)
+        for user, ready in self._ready.items():
+            while ready:
+                attempt = self._attempts.get(ready[0])
+                if attempt is not None and attempt.phase is Phase.READY:
+                    placed = self._place(attempt, user=user)
+                    if not placed:
+                        break
+                    actions += placed
+                heappop(ready)
         return actions
 
-    def _place(self, attempt: _Attempt) -> list[Action]:
-        user = attempt.start.kind in USER_KINDS
+    def _place(self, attempt: _Attempt, *, user: bool) -> list[Action]:
+        """Run it in an idle slot of its job, in a new slot, or in the place of an idle one of another job."""
         job = attempt.start.attempt.job if user else None
-        pool = {number: slot for number, slot in self._slots.items() if not slot.dying and (slot.job is None) != user}
+        pool = {
+            number: slot for number, slot in self._slots.items() if not slot.dying and (slot.job is not None) == user
+        }
         actions: list[Action] = []
         idle = [number for number, slot in pool.items() if slot.token is None]
         own = next((number for number in idle if pool[number].job == job), None)

@@ -3,7 +3,7 @@
     worker-N/directory.json          {"uuid", "cluster_id"}, written once
     worker-N/blobs/<hash>            plans and code, checked against their name
     worker-N/answers/<job>/...       MapOutputs and Winners, as files for slots
-    worker-N/scratch/<job>/<token>/  a running attempt's own; deleted with it
+    worker-N/scratch/<job>/slot-1/   a slot's own; emptied after each attempt, deleted after the slot
     worker-N/blocks/<job>/...        map output, laid out by the shuffle
     worker-N/trash/                  on its way out
 
@@ -18,14 +18,16 @@ import re
 import shutil
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from jobrunner.commit.names import stage_names
 from jobrunner.control.messages import Start, TaskKind
 from jobrunner.errors import CorruptData, SpecError
-from jobrunner.ids import AttemptId, DirectoryId, Hash, JobId, Token
+from jobrunner.ids import DirectoryId, Hash, JobId
 from jobrunner.planner.plan import JobPlan, blob_hash
+from jobrunner.shuffle.blocks import block_path
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -128,15 +130,23 @@ def keep_answer(directory: Directory, job: JobId, name: str, answer: msgspec.Str
     return path
 
 
-def scratch_directory(directory: str, attempt: AttemptId, token: Token) -> str:
-    """A running attempt's own directory, below the worker's."""
-    return os.path.join(directory, "scratch", attempt.job, str(token))
+def empty_directory(path: str) -> None:
+    """Delete what is in a directory, but not itself: making and deleting one costs more than a short attempt."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.path)
 
 
 def delete_attempt(directory: Directory, start: Start, plan: JobPlan | None) -> None:
     """Delete what an attempt left that cannot count. May race with its last writes: the job's end deletes the rest."""
     attempt = start.attempt
-    shutil.rmtree(scratch_directory(directory.path, attempt, start.token), ignore_errors=True)
+    if start.kind is TaskKind.MAP:
+        with contextlib.suppress(OSError):
+            block_path(Path(directory.below("blocks")), attempt, start.token).unlink(missing_ok=True)
     if start.kind in (TaskKind.MAP, TaskKind.REDUCE) and plan is not None:
         stage = stage_names(plan.output.url, attempt.job)
         staged = stage.attempt(partition=attempt.partition, attempt=attempt.attempt, token=start.token)

@@ -6,7 +6,7 @@
 The pairs of the whole split are one lazy stream: where the shuffle cuts it depends on the pairs alone, never on time.
 """
 
-import shutil
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, filterfalse
@@ -30,7 +30,7 @@ from jobrunner.storage.readers import BadInput, LineReader, read_lines
 from jobrunner.storage.writers import BadOutput, TextWriter
 from jobrunner.worker import wire
 from jobrunner.worker.context import SplitInfo, Task, running
-from jobrunner.worker.files import scratch_directory
+from jobrunner.worker.files import empty_directory
 from jobrunner.worker.user_code import (
     Meter,
     PlacedError,
@@ -47,17 +47,16 @@ _BAD_OUTPUT = (UnsupportedKey, BadPair, BadValue, BadOutput)
 def run_map(run: wire.Run, plan: JobPlan, code: StepCode, progress: Callable[[], None]) -> MapDone | Sealable:
     """Run one attempt to its end. Raises what user code raises, and what reading and writing raise."""
     failpoint("map.start")
-    attempt, token = run.start.attempt, run.start.token
-    scratch = Path(scratch_directory(run.directory, attempt, token))
-    task = Task(attempt, plan.params, str(scratch / "user"), on_progress=progress)
-    scratch.mkdir(mode=0o700, parents=True)
+    scratch = Path(run.scratch)
+    task = Task(run.start.attempt, plan.params, str(scratch / "user"), on_progress=progress)
+    os.makedirs(scratch, mode=0o700, exist_ok=True)
     try:
         with running(task):
             if plan.shuffle.reducers:
                 return _map_to_blocks(run, plan, code, task, scratch)
             return _map_to_output(run, plan, code, task)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        empty_directory(run.scratch)
 
 
 def _map_to_blocks(run: wire.Run, plan: JobPlan, code: StepCode, task: Task, scratch: Path) -> MapDone:

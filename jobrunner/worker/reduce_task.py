@@ -5,7 +5,7 @@
 Everything is fetched before user code runs, so that lost input costs no user time and shows at once.
 """
 
-import shutil
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -26,24 +26,23 @@ from jobrunner.shuffle.runs import Run
 from jobrunner.storage.writers import BadOutput, TextWriter
 from jobrunner.worker import wire
 from jobrunner.worker.context import Task, running
-from jobrunner.worker.files import scratch_directory
+from jobrunner.worker.files import empty_directory
 from jobrunner.worker.user_code import Meter, UserFunction, blame, function_name, ready_function
 
 
 def run_reduce(run: wire.Run, plan: JobPlan, code: StepCode, progress: Callable[[], None]) -> Sealable:
     """Run one attempt to its end. Raises LostOutput, what user code raises, and what reading and writing raise."""
     failpoint("reduce.start")
-    attempt, token = run.start.attempt, run.start.token
-    scratch = Path(scratch_directory(run.directory, attempt, token))
-    task = Task(attempt, plan.params, str(scratch / "user"), on_progress=progress)
-    scratch.mkdir(mode=0o700, parents=True)
+    scratch = Path(run.scratch)
+    task = Task(run.start.attempt, plan.params, str(scratch / "user"), on_progress=progress)
+    os.makedirs(scratch, mode=0o700, exist_ok=True)
     try:
         fetched = _fetch(run, plan, scratch, task)
         failpoint("reduce.fetched")
         with running(task):
             return _reduce(run, plan, code, task, fetched, scratch)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        empty_directory(run.scratch)
 
 
 def _fetch(run: wire.Run, plan: JobPlan, scratch: Path, task: Task) -> Fetched:

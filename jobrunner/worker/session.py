@@ -150,7 +150,7 @@ class Session:
         while True:
             await self._report_due.wait()
             self._report_due.clear()
-            while self._lost or self._core.reports(1):
+            while self._lost or self._core.reporting:
                 await self._report()
 
     async def _report(self) -> None:

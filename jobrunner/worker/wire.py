@@ -93,11 +93,10 @@ class Run(Said, frozen=True):
 
     start: Start
     plan: str  # File of the JobPlan.
-    directory: str  # The worker's; block files and scratch directories are below it.
+    directory: str  # The worker's; block files are below it.
+    scratch: str  # The slot's own directory, perhaps not there yet; the agent deletes it after the slot's end.
     directory_id: str
-    blocks_address: str  # host:port of this worker's own block server.
     cluster_token: str
-    cluster_id: str
     answer: str = ""  # File: MapOutputs for a reduce, Winners for a publication.
 
 
