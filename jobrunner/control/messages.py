@@ -1,6 +1,7 @@
 """Messages between master, worker agent and client, and the values in them.
 
-Requests are idempotent by the ids they carry (job, token, blob hash), so each may be sent again after a lost reply.
+One file, though long: it is one vocabulary. Requests are idempotent by the ids they carry (job, token, blob hash), so
+each may be sent again after a lost reply.
 Whoever answers raises an error of errors.py, which the caller sees as if raised here.
 """
 
