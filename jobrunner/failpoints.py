@@ -2,6 +2,9 @@
 
 `JOBRUNNER_FAILPOINTS=name=kill|pause|error[:n],...` acts on the n-th pass (default the first) in each process that
 passes it. Every name is declared here, so that `jobrunner --failpoints` lists them and a misspelt one is refused.
+
+`JOBRUNNER_FAILPOINTS_DIR=DIR` arms processes that run: a file DIR/name that holds an action makes the first process
+that passes act, once; it renames the file to `name.PID` before it acts, so that whoever waits knows which it was.
 """
 
 import os
@@ -73,29 +76,48 @@ def parse(text: str) -> dict[str, _Armed]:
 
 
 _armed: dict[str, _Armed] | None = None
+_directory = ""
 
 
 def arm(text: str) -> None:
     """Arm exactly these in this process, all passes uncounted; "" disarms. In place of the environment's."""
-    global _armed
-    _armed = parse(text)
+    global _armed, _directory
+    _armed, _directory = parse(text), ""
 
 
 def failpoint(name: str) -> None:
     """Pass the failpoint `name`: nothing happens unless it is armed. `error` raises StorageFailed."""
-    global _armed
+    global _armed, _directory
     if _armed is None:
         _armed = parse(os.environ.get("JOBRUNNER_FAILPOINTS", ""))
+        _directory = os.environ.get("JOBRUNNER_FAILPOINTS_DIR", "")
     assert name in NAMES, name
+    if _directory and (action := _take(name)):
+        _act(name, action)
     if not _armed or name not in _armed:
         return
     point = _armed[name]
     point.passed += 1
-    if point.passed != point.nth:
-        return
-    if point.action == "kill":
+    if point.passed == point.nth:
+        _act(name, point.action)
+
+
+def _take(name: str) -> str:
+    """The action in DIR/name, if this process is the first to come by; else "". Raises SpecError."""
+    path = os.path.join(_directory, name)
+    taken = f"{path}.{os.getpid()}"
+    try:
+        os.rename(path, taken)
+    except FileNotFoundError:
+        return ""
+    with open(taken, encoding="utf-8") as file:
+        return parse(f"{name}={file.read().strip()}")[name].action
+
+
+def _act(name: str, action: str) -> None:
+    if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif point.action == "pause":
+    elif action == "pause":
         os.kill(os.getpid(), signal.SIGSTOP)
     else:
         raise StorageFailed(f"failpoint {name}", failpoint=name)

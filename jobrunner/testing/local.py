@@ -135,8 +135,15 @@ class LocalCluster:
         for pid in pids:
             _kill(pid, signal.SIGCONT)
 
-    def start_missing(self, *, wait: bool = True, workers: int | None = None) -> None:
-        """Start every daemon that does not run, as `cluster up` does; with `workers`, have at least that many."""
+    def start_missing(
+        self, *, wait: bool = True, workers: int | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start every daemon that does not run, as `cluster up` does; with `workers`, have at least that many.
+
+        `env`: the environment's additions for those started now and later.
+        """
+        if env is not None:
+            self._env = dict(env)
         if workers is not None:
             self._workers = max(self._workers, workers)
             self.up()

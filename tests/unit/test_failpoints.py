@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,22 @@ def test_the_environment_arms_at_the_first_pass(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("JOBRUNNER_FAILPOINTS", "map.start=error")
     monkeypatch.setattr(failpoints, "_armed", None)
     with pytest.raises(StorageFailed):
+        failpoint("map.start")
+
+
+def test_a_file_arms_the_first_process_that_passes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that kills each process which tries it would never be done; and a running process cannot be armed else."""
+    monkeypatch.setenv("JOBRUNNER_FAILPOINTS_DIR", str(tmp_path))
+    monkeypatch.setattr(failpoints, "_armed", None)
+    failpoint("map.start")
+    (tmp_path / "map.start").write_text("error\n")
+    failpoint("reduce.start")
+    with pytest.raises(StorageFailed):
+        failpoint("map.start")
+    assert [path.name for path in tmp_path.iterdir()] == [f"map.start.{os.getpid()}"]
+    failpoint("map.start")
+    (tmp_path / "map.start").write_text("explode")
+    with pytest.raises(SpecError):
         failpoint("map.start")
 
 
