@@ -1,6 +1,6 @@
 """Engines side by side, moved by hand: every message, save and millisecond is somebody's explicit step.
 
-For text scripts and for unit tests. Nothing is random: a draw gives its lowest value. What a member has saved is kept as
+For text scripts and unit tests. Nothing is random: a draw gives its lowest value. What a member has saved is kept as
 plain values, so that it can be restarted from exactly that.
 """
 
@@ -35,7 +35,7 @@ class InFlight(NamedTuple):
 @dataclass
 class Disk:
     entries: list[Entry]
-    state: HardState = HardState(1, None, 1)
+    state: HardState = field(default_factory=lambda: HardState(1, None, 1))
 
     def write(self, save: Save) -> None:
         self.state = save.state
