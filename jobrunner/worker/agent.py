@@ -19,19 +19,31 @@ from typing import Any
 
 import msgspec
 
+from jobrunner.commit.backends import PosixCommit
 from jobrunner.control.messages import (
     BlockOffer,
     EndCause,
     Failed,
+    GetJob,
     Instruct,
+    JobStatus,
     LeaderIs,
     RegisterWorker,
     Sealable,
     Start,
+    TaskKind,
     Verdict,
     message_decoder,
 )
-from jobrunner.errors import CorruptData, JobrunnerError, Refused, StorageFailed, Unavailable
+from jobrunner.errors import (
+    CorruptData,
+    JobEnded,
+    JobrunnerError,
+    Refused,
+    StorageFailed,
+    Unavailable,
+    UnknownJob,
+)
 from jobrunner.failpoints import failpoint
 from jobrunner.hosts import this_host
 from jobrunner.ids import JobId, Token
@@ -173,9 +185,13 @@ class Agent:
     # --- what the core decided ---------------------------------------------------------------------------------------
 
     def perform(self, actions: Sequence[core.Action]) -> None:
-        """Carry out the core's actions in order."""
-        for action in actions:
-            self._perform(action)
+        """Carry out the core's actions in order. An action that fails is a bug, and leaves us wrong about what runs."""
+        try:
+            for action in actions:
+                self._perform(action)
+        except Exception:
+            logger.exception("the agent failed")
+            self.stop(1)
         if self._core.reporting:
             self._session.wake_report()
 
@@ -236,11 +252,11 @@ class Agent:
                 return None
             except ImportFailure as failure:
                 return self._failed(start, failure.cause, failure.message, failure.traceback)
-            except (Unavailable, CorruptData) as error:  # Another master may have it, or have it whole.
+            except (UnknownJob, JobEnded) as error:
+                return self._failed(start, EndCause.OPERATOR, str(error))
+            except (Unavailable, CorruptData, Refused) as error:  # Another master may have it, or have it whole.
                 logger.warning("%s waits: %s", start.attempt, error)
                 await asyncio.sleep(_RETRY_S)
-            except Refused as error:
-                return self._failed(start, EndCause.LOST_INPUT, str(error))
             except (OSError, StorageFailed) as error:
                 return self._failed(start, EndCause.STORAGE, str(error))
 
@@ -342,6 +358,24 @@ class Agent:
         """Delete what does not count, beside the loop."""
         plan = self._needs.plan_if_here(start.plan)
         self._spawn(asyncio.to_thread(delete_attempt, self._directory, start, plan))
+        if start.kind is TaskKind.SETUP and plan is not None:
+            self._spawn(self._clean_up_late(plan))
+
+    async def _clean_up_late(self, plan: JobPlan) -> None:
+        """A set-up that did not count may have made the stage of a job that is over and tidy: then nobody else will
+        look there again."""
+        try:
+            status = await self._masters.call(GetJob(plan.job))
+        except UnknownJob:  # Over for so long that it is forgotten.
+            status = None
+        except (Unavailable, Refused) as error:
+            logger.warning("%s: its stage may stay: %s", plan.job, error)
+            return
+        if status is None or (isinstance(status, JobStatus) and status.tidy):
+            try:
+                await asyncio.to_thread(PosixCommit(plan).clean_up)
+            except (JobrunnerError, OSError) as error:
+                logger.warning("%s: its stage stays: %s", plan.job, error)
 
     def _forget(self, job: JobId) -> None:
         self._pool.forget(job)

@@ -195,6 +195,8 @@ class Attempts:
             self._drop(report.token)
             if verdict in (Verdict.ACCEPTED, Verdict.WON):
                 actions.append(Accepted(report, verdict))
+            if verdict is Verdict.REFUSED:
+                actions.append(Refuse(f"{report.attempt}: its token has sealed something else; its files stay"))
             if verdict in (Verdict.LOST, Verdict.GONE) or isinstance(report, Failed):
                 actions.append(DeleteFiles(attempt.start))
         return actions

@@ -478,3 +478,21 @@ def test_a_refused_step_says_so(tmp_path: Path, template: TemplateHandle) -> Non
             assert isinstance(report, StepDone) and report.outcome == "refused" and report.detail
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("tidy", "stays"), [(True, False), (False, True)])
+def test_a_set_up_that_comes_too_late_leaves_no_stage(
+    tmp_path: Path, template: TemplateHandle, tidy: bool, stays: bool
+) -> None:
+    """It would lie beside the output for ever; but the stage of a job that still runs is not ours to delete."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            job = cluster.job(StepCode(words), ["a\n"], reducers=0)
+            cluster.master.verdict, cluster.master.tidy = (lambda _: Verdict.GONE), tidy
+            await cluster.master.do(job, TaskKind.SETUP)
+            stage = job.output.parent / f".{job.output.name}.jr-{job.id}"
+            await until(lambda: cluster.master.asked_jobs, "a question about the job")
+            await until(lambda: stage.exists() is stays, "the stage to go or stay")
+
+    asyncio.run(main())

@@ -221,6 +221,7 @@ def test_stop_does_not_touch_what_may_have_won() -> None:
         (Verdict.WON, ["Accepted"]),
         (Verdict.LOST, ["DeleteFiles"]),
         (Verdict.GONE, ["DeleteFiles"]),
+        (Verdict.REFUSED, ["Refuse"]),
     ],
 )
 def test_files_are_deleted_exactly_when_they_cannot_count(verdict: Verdict, expected: list[str]) -> None:

@@ -20,10 +20,13 @@ from jobrunner.control.messages import (
     BlockOwner,
     Ended,
     Failed,
+    GetJob,
     GetMapOutputs,
     GetWinners,
     Instruct,
     Instruction,
+    JobState,
+    JobStatus,
     MapDone,
     MapOutputs,
     OfferBlocks,
@@ -143,6 +146,8 @@ class FakeMaster:
         self.lost: list[ReportLostOutput] = []
         self.lost_owner: BlockOwner | None = None  # Where map outputs are said to be, instead of where they are.
         self.verdict: Callable[[Ended], Verdict] = lambda _: Verdict.ACCEPTED
+        self.asked_jobs: list[JobId] = []
+        self.tidy = False  # What GetJob says.
         self.session_over = False
         self.mute = False  # Answers nothing but Unavailable.
         self.session = 100
@@ -221,6 +226,9 @@ class FakeMaster:
             return Ack()
         if isinstance(message, GetMapOutputs):
             return self._map_outputs(message)
+        if isinstance(message, GetJob):
+            self.asked_jobs.append(message.job)
+            return JobStatus(message.job, "", JobState.FAILED, None, "", 0, 0, [], {}, None, self.tidy, 1)
         assert isinstance(message, GetWinners), message
         return self._winners(message)
 
