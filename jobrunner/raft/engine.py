@@ -12,6 +12,8 @@ construction: they are read from what is durable. One save is under way at a tim
 next, so a save is a group commit. Appends are sent in parallel with the leader's own write (thesis, 10.2.1).
 
 Time is milliseconds of listening. A shell that was stopped does not count the gap (`slept`).
+One file over the usual length: every rule here reads or changes the same term, vote and role, and holds only with the
+others.
 Sources: Ongaro, Consensus: Bridging Theory and Practice, 2014; etcd-io/raft.
 """
 
