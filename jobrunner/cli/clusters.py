@@ -79,7 +79,7 @@ def down(directory: DirOpt = None) -> None:
     home = directory or HOME
     if not home.is_dir():
         raise SpecError(f"--dir: no cluster directory {str(home)!r}")
-    for line in cluster_down(home):
+    for line in cluster_down(home) or ["nothing was running"]:
         print(line, file=sys.stderr)
 
 

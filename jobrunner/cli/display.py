@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from jobrunner.cli.present import progress_line
+from jobrunner.cli.present import progress_line, waiting_text
 from jobrunner.control.messages import JobStatus
 
 if TYPE_CHECKING:
@@ -109,6 +109,6 @@ def _note(status: JobStatus, index: int) -> str:
     stage = status.stages[index]
     notes = [f"{stage.running} running"] if stage.running else []
     notes += [f"{stage.attempts[end]} {end}" for end in ("failed", "lost") if stage.attempts.get(end)]
-    if index == len(status.stages) - 1 and not any(each.running for each in status.stages) and status.waiting_for:
-        notes.append(f"waiting for {status.waiting_for}")
+    if index == len(status.stages) - 1 and (waiting := waiting_text(status)):
+        notes.append(f"waiting for {waiting}")
     return ", ".join(notes)

@@ -68,10 +68,15 @@ def progress_line(status: JobStatus) -> str:
     """Where a job stands, on one line: `running: map 3/10 (2 running), reduce 0/4`."""
     stages = ", ".join(_stage_text(stage) for stage in status.stages)
     line = f"{status.state.value}: {stages}"
-    # While tasks run the counts say it all; otherwise say what is missing.
-    if status.waiting_for and not any(stage.running for stage in status.stages):
-        line += f"; waiting for {status.waiting_for}"
-    return line
+    return f"{line}; waiting for {waiting}" if (waiting := waiting_text(status)) else line
+
+
+def waiting_text(status: JobStatus) -> str:
+    """What a job waits for, where the counts of its stages do not say it already."""
+    text = status.waiting_for or ""
+    if any(stage.running or text.startswith(f"{stage.name}:") for stage in status.stages):
+        return ""
+    return text
 
 
 def end_line(status: JobStatus) -> str:
