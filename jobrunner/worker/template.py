@@ -104,6 +104,7 @@ class Forker:
         self.pipe = pipe
         self._fork = fork
         self._pids: dict[int, int] = {}  # By the agent's number of the child.
+        self._helpers = frozenset(processes.children())  # Started by the user's modules; they live as long as we do.
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._waker.setblocking(False)
@@ -163,19 +164,26 @@ class Forker:
         return True
 
     def _bury(self) -> None:
-        for exit_ in processes.reap():
+        """Tell what died. With no child left that the agent knows, what else there is was left by dead ones."""
+        exits = processes.reap()
+        for exit_ in exits:
             child = next((child for child, pid in self._pids.items() if pid == exit_.pid), None)
             if child is not None:
                 del self._pids[child]
                 with contextlib.suppress(OSError):  # The agent has gone; the loop is about to see it.
                     self.pipe.send(wire.ChildExited(child, exit_.status, exit_.signal))
+        if exits and not self._pids:
+            self._kill_rest(keep=self._helpers)
 
     def _kill_all(self) -> None:
         for pid in self._pids.values():
             processes.kill_group(pid)
+        self._kill_rest(keep=frozenset())
+
+    def _kill_rest(self, *, keep: frozenset[int]) -> None:
         for _ in range(100):  # Orphans of those killed become children here; they may have children too.
             processes.reap()
-            rest = processes.children()
+            rest = set(processes.children()) - keep
             if not rest:
                 return
             for pid in rest:

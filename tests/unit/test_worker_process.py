@@ -53,10 +53,10 @@ class Worker:
         try:
             asyncio.run(main())
         finally:
-            for pid in (self.pid, self.template):
-                if alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-            os.waitpid(self.template, 0)
+            if alive(self.pid):
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+            os.waitpid(self.template, 0)  # It sees the agent's end, and ends after all it forked or adopted.
             gc.unfreeze()
 
     async def end(self) -> int:
@@ -128,9 +128,9 @@ def test_a_worker_without_its_template_ends(worker: Worker) -> None:
         pids = await start_endless(master, worker.root)
         os.kill(worker.template, signal.SIGKILL)
         assert await worker.end() == 1
-        slot, template, child, _ = pids
+        slot, template, child, stray = pids
         await until(lambda: not any(alive(pid) for pid in (slot, template)), "the end of slots")
-        for pid in (child, pids[3]):
+        for pid in (child, stray):
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
@@ -146,7 +146,8 @@ def test_a_worker_that_wakes_up_hears_that_its_session_is_over(worker: Worker) -
         master.session_over = True
         os.kill(worker.pid, signal.SIGCONT)
         await until(lambda: len(master.registered) == 2, "a new registration")
-        assert not any(alive(pid) for pid in pids[:1])
+        slot, _, child, stray = pids
+        await until(lambda: not any(alive(pid) for pid in (slot, child, stray)), "the end of the attempt's processes")
         job = master.add(FakeJob(worker.root, StepCode(lambda line: [(line, 1)], Sum()), ["a\n"]))
         assert isinstance(await master.do(job, TaskKind.MAP), MapDone)
 
