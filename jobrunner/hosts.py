@@ -19,6 +19,11 @@ def this_host() -> HostInfo:
     return HostInfo(socket.gethostname(), boot_id, namespace)
 
 
+def processors() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def same_pid_space(other: HostInfo) -> bool:
     mine = this_host()
     return bool(mine.boot_id) and (mine.boot_id, mine.pid_namespace) == (other.boot_id, other.pid_namespace)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from jobrunner.api.job import Job, Urls
 from jobrunner.api.pack import pack_job
 from jobrunner.errors import SpecError
+from jobrunner.hosts import processors
 from jobrunner.ids import JobId, new_job_id, parse_job_id
 from jobrunner.spec.settings import Settings
 
@@ -120,8 +121,7 @@ def default_slots(settings: Settings, *, workers: int, slots: int | None = None)
         return slots
     if settings.worker.slots:
         return settings.worker.slots
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, processors // max(1, workers))
+    return max(1, processors() // max(1, workers))
 
 
 def resolve_settings(settings: "Settings | Mapping[str, object] | None") -> Settings:

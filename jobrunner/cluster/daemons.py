@@ -13,6 +13,7 @@ import msgspec
 
 from jobrunner.cluster.directory import CLUSTER_FILE, ClusterDir, create_cluster_dir, locked
 from jobrunner.errors import JobrunnerError, SpecError
+from jobrunner.hosts import processors
 from jobrunner.ids import MemberId
 from jobrunner.spec.settings import Settings
 from jobrunner.spec.settings_file import read_settings
@@ -167,8 +168,4 @@ def _reported(run: Any) -> int:
 
 def default_slots(workers: int) -> int:
     """The machine's processors shared by its workers, at least one each."""
-    try:
-        processors = len(os.sched_getaffinity(0))
-    except AttributeError:
-        processors = os.cpu_count() or 1
-    return max(1, processors // max(1, workers))
+    return max(1, processors() // max(1, workers))

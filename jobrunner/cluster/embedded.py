@@ -117,7 +117,9 @@ class Preforked:
         return EmbeddedCluster(directory, self._zygote, self._pid)
 
     def discard(self) -> None:
-        """End the zygote: there is nothing to run."""
+        """End the zygote: there is nothing to run. It has started nothing but a template, which sees it go."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
         _end_zygote(self._zygote, self._pid)
 
 

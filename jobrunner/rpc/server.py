@@ -156,7 +156,8 @@ class RpcServer:
         own = self._welcome
         if hello.protocol != own.protocol:
             return f"protocol {own.protocol} is spoken here, you speak {hello.protocol}"
-        if hello.cluster_id != own.cluster_id:
+        # A client that was given only addresses and the token proves by the token that it belongs here.
+        if hello.cluster_id != own.cluster_id and (hello.cluster_id or hello.role != "client"):
             return f"this is cluster {own.cluster_id}, you belong to {hello.cluster_id or 'none'}"
         if hello.role not in ROLES:
             return f"no role {hello.role!r} (one of {', '.join(sorted(ROLES))})"
