@@ -161,8 +161,7 @@ def test_the_death_of_a_jobs_template_fails_its_attempts_and_the_next_start_a_ne
         slot, template, child, stray = await start_endless(master, worker.root)
         os.kill(template, signal.SIGKILL)
         await until(lambda: master.ended, "the attempt's end")
-        await until(lambda: not any(alive(pid) for pid in (slot, child)), "the end of what the template forked")
-        os.kill(stray, signal.SIGKILL)
+        await until(lambda: not any(alive(pid) for pid in (slot, child, stray)), "the end of what it had forked")
         job = master.add(FakeJob(worker.root, StepCode(lambda line: [(line, 1)], Sum()), ["a\n"]))
         assert isinstance(await master.do(job, TaskKind.MAP), MapDone)
 
