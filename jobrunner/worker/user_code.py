@@ -178,6 +178,8 @@ def summary(error: BaseException) -> str:
     """The error on one line, as Python prints it last."""
     try:
         text = "".join(traceback.format_exception_only(error)).strip()
+        if type(error).__module__.startswith("jobrunner."):
+            text = text.removeprefix(f"{type(error).__module__}.")
     except Exception:  # Its __str__ is user code too.
         text = type(error).__name__
     return text[:_MESSAGE_CHARS_MAX]
@@ -186,7 +188,7 @@ def summary(error: BaseException) -> str:
 def user_traceback(error: BaseException) -> str:
     """The traceback from the first frame that is not ours; what we refuse in the user's name has none."""
     foreign = _first_foreign(error)
-    if foreign is None and isinstance(error, TaskError):
+    if isinstance(error, TaskError) and not _raised_by_user(error):
         return ""
     try:
         lines = traceback.format_exception(type(error), error, foreign or error.__traceback__)
