@@ -70,7 +70,7 @@ class LocalCluster:
     @property
     def client(self) -> Client:
         if self._client is None:
-            self._client = Client.from_dir(self.directory)
+            self._client = Client.from_dir(self.directory, settings=self._settings)
         return self._client
 
     # --- looking -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from jobrunner.raft.segment import decode_header, read_frames
 from jobrunner.testing.local import LocalCluster
 
 # Short enough for a test that waits for a lease, long enough for a machine that is busy with other tests.
-SETTINGS = {"session.ttl_ms": 2000, "session.beat_ms": 200}
+# One map a file: small files would otherwise share one.
+SETTINGS = {"session.ttl_ms": 2000, "session.beat_ms": 200, "input.split_files_max": 1}
 
 
 @dataclass(frozen=True)
