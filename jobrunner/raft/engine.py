@@ -58,7 +58,8 @@ class Engine:
         assert log.last_index >= 1, "a log begins with its members"
         self.member = member
         self.log = log
-        self.members: Mapping[MemberId, Member] = _members_of(log)
+        first = log.slice(log.first_index, log.first_index, 1)[0]
+        self.members: Mapping[MemberId, Member] = {one.id: one for one in decode_members(first)}
         self.term = state.term
         self.vote = state.vote
         self.commit_index = state.commit
@@ -531,11 +532,3 @@ class Engine:
     def _later(self, to: MemberId, message: Message) -> None:
         """Send once everything this member now knows is durable."""
         self._after_persist.append(Send(to, message))
-
-
-def _members_of(log: Log) -> dict[MemberId, Member]:
-    """The members that the first entry names."""
-    entry = log.slice(log.first_index, log.first_index, 1)[0]
-    if entry.kind != EntryKind.CONFIG:
-        raise CorruptData(f"the log does not begin with its members but with {entry}")
-    return {member.id: member for member in decode_members(entry)}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from jobrunner.errors import Refused
+from jobrunner.errors import CorruptData, Refused
 from jobrunner.ids import MemberId
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
@@ -177,6 +177,10 @@ def first_entry(members: tuple[Member, ...]) -> Entry:
 
 
 def decode_members(entry: Entry) -> tuple[Member, ...]:
-    """The voters that a CONFIG entry names. Raises msgspec.MsgspecError."""
-    assert entry.kind == EntryKind.CONFIG, entry
-    return _members_decoder.decode(entry.data).voters
+    """The voters that a CONFIG entry names. Raises CorruptData if it is none."""
+    try:
+        if entry.kind == EntryKind.CONFIG:
+            return _members_decoder.decode(entry.data).voters
+    except msgspec.MsgspecError as error:
+        raise CorruptData(f"the members in the log cannot be read: {error}") from None
+    raise CorruptData(f"the log does not begin with its members but with {entry}")

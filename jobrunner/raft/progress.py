@@ -108,8 +108,9 @@ class Progress:
         return True
 
     def probe(self, *, paused: bool = False) -> None:
-        """Stop running ahead: what was in flight may be lost."""
-        self.state = ProgressState.PROBE
-        self.next = self.match + 1
+        """Stop running ahead: what was in flight may be lost. A search that is under way keeps its place."""
+        if self.state is ProgressState.REPLICATE:
+            self.state = ProgressState.PROBE
+            self.next = self.match + 1
+            self.inflight.clear()
         self.paused = paused
-        self.inflight.clear()

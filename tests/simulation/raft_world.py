@@ -304,6 +304,8 @@ class RaftWorld:
 
     def send(self, sender: Node, to: MemberId, message: bytes) -> None:
         if (sender.member, to) in self._cut or self.rng.random() < self.faults.loss:
+            if self.rng.random() < 0.2:  # A transport may notice that it drops, or not.
+                sender.engine.report_unreachable(to)
             return
         for _ in range(2 if self.rng.random() < self.faults.duplicates else 1):
             delay_us = self.rng.randint(*self.faults.delay_us)

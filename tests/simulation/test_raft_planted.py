@@ -3,6 +3,7 @@
 A simulation that finds nothing may be one that looks at nothing. The bugs are those that real systems had.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from tests.simulation.raft_world import MS, Faults, RaftWorld
 
 HARD = Faults(loss=0.05, duplicates=0.1, late=0.1, crashes=8, pauses=1, cuts=4, breaks=4, stalls=0.1, lose_all=True)
 LOSSY = Faults(loss=0.3)
+SLOW = Faults(delay_us=(50, 5 * MS))
 ONE_BY_ONE = RaftSettings(
     heartbeat_ms=10, election_ms=60, append_bytes_max=40, bulk_bytes_max=2_000, inflight_max=1, sync_hang_ms=1_000
 )
@@ -96,7 +98,7 @@ def seeds_until_found(engine_class: type[Engine], limit: int) -> int | None:
 @pytest.mark.parametrize(
     "engine_class",
     [
-        VoteNotSaved, AckBeforeSave, OwnAckBeforeSave, TruncatesAlways, VotesForAnyLog,
+        AckBeforeSave, OwnAckBeforeSave, TruncatesAlways, VotesForAnyLog,
     ],
 )  # fmt: skip
 def test_a_planted_bug_is_found(engine_class: type[Engine]) -> None:
@@ -124,23 +126,51 @@ def play_figure_8(seed: int, engine_class: type[Engine]) -> None:
     world.settle()
 
 
-def is_found(seed: int) -> bool:
-    try:
-        play_figure_8(seed, CommitsOlderTerms)
-    except Broken:
-        return True
-    return False
+def play_elections(seed: int, engine_class: type[Engine]) -> None:
+    """Several campaign at once, and voters lose power and are back within the same election."""
+    world = RaftWorld(seed, members=5, faults=SLOW, settings=ONE_BY_ONE, engine_class=engine_class)
+    rng = world.rng
+    for _ in range(60):
+        for node in world.awake():
+            if rng.random() < 0.5:
+                node.engine.campaign()
+                node.pump()
+        for _ in range(4):
+            world.run(rng.randint(0, 5 * MS))
+            node = rng.choice(list(world.nodes.values()))
+            node.crash(power=True)
+            node.start()
+        world.run(rng.randint(0, 100 * MS))
+    world.settle()
+
+
+def seeds_until_broken(play: Callable[[int, type[Engine]], None], engine_class: type[Engine], limit: int) -> int | None:
+    for seed in range(FIRST, FIRST + limit):
+        try:
+            play(seed, engine_class)
+        except Broken:
+            return seed - FIRST + 1
+    return None
+
+
+def test_a_vote_that_is_not_saved_is_found() -> None:
+    """It takes two candidates of one term and a restart between their requests."""
+    assert seeds_until_broken(play_elections, VoteNotSaved, 30) is not None
+
+
+def test_voters_that_restart_in_an_election_vote_once() -> None:
+    """T01; PySyncObj#84."""
+    assert seeds_until_broken(play_elections, Engine, 10) is None
 
 
 def test_figure_8_is_found_in_an_engine_that_commits_older_terms_by_count() -> None:
     """The rarest of the rules: it takes three leaders and an append that arrives in part."""
-    assert any(is_found(seed) for seed in range(FIRST, FIRST + 60))
+    assert seeds_until_broken(play_figure_8, CommitsOlderTerms, 100) is not None
 
 
 def test_figure_8_never_replaces_a_committed_entry() -> None:
     """Raft, figure 8: counting replicas of an older term's entry would commit what a later leader may replace."""
-    for seed in range(FIRST, FIRST + 30):
-        play_figure_8(seed, Engine)
+    assert seeds_until_broken(play_figure_8, Engine, 20) is None
 
 
 def test_the_unchanged_engine_survives_the_same_faults() -> None:

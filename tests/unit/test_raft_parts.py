@@ -82,6 +82,17 @@ def test_replication_runs_ahead_up_to_the_window() -> None:
     assert list(progress.inflight) == [8] and progress.match == 6
 
 
+def test_an_unreachable_follower_keeps_the_place_where_it_is_searched() -> None:
+    """A new leader would otherwise send the whole log, from the first entry, to a master that was merely down."""
+    progress = Progress(next=1_000)
+    progress.probe(paused=True)
+    assert progress.next == 1_000 and not progress.may_send(64)
+    progress.acked(999, 0)
+    progress.sent(1_010, bulk=False, now_ms=0)
+    progress.probe()
+    assert progress.next == 1_000 and not progress.inflight
+
+
 @given(st.lists(st.tuples(st.sampled_from(["ack", "reject", "send", "probe"]), st.integers(0, 30), st.integers(0, 30))))
 def test_progress_keeps_match_below_next_and_never_lowers_match(events: list[tuple[str, int, int]]) -> None:
     """Replies come late, twice and in any order; next at or below match would send what is acknowledged."""
