@@ -88,6 +88,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
         self._scratch: dict[int, str] = {}  # By slot, of those that ran something.
         self._preparing: dict[Token, asyncio.Task[None]] = {}
+        self._fetched = False  # A reduce has all its input since the last tick.
         self._server = make_server(config, identity=self._directory.uuid, blocks=self._blocks)
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -154,6 +155,9 @@ class Agent:
     async def _tick(self) -> None:
         while True:
             self.perform(self._core.tick(time.monotonic()))
+            if self._fetched:
+                self._fetched = False
+                self._session.wake_beat()  # Before a worker is lost: the leader then leaves these reduces alone.
             await asyncio.sleep(_TICK_S)
 
     # --- from the masters --------------------------------------------------------------------------------------------
@@ -315,6 +319,10 @@ class Agent:
         """A slot's message; what an earlier attempt of a slot says late is no matter, tokens tell."""
         if isinstance(message, wire.Progress):
             self._core.progress(message.token)
+            return
+        if isinstance(message, wire.Fetched):
+            self._core.fetched(message.token)
+            self._fetched = True
             return
         if isinstance(message, wire.LostInput):
             start = self._core.running_on(slot)

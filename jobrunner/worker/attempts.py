@@ -118,6 +118,7 @@ class _Attempt:
     slot: int = 0
     timeout_s: float = 0.0
     progress_at: float = 0.0
+    fetched: bool = False
     report: Ended | None = None
 
 
@@ -233,6 +234,12 @@ class Attempts:
         if attempt is not None:
             attempt.progress_at = self._now or 0.0
 
+    def fetched(self, token: Token) -> None:
+        """The attempt, a reduce, has all its input here."""
+        attempt = self._attempts.get(token)
+        if attempt is not None:
+            attempt.fetched = True
+
     def ended(self, report: Ended) -> list[Action]:
         """An attempt ended, by its own word or while it was prepared. One that was stopped meanwhile is ignored."""
         attempt = self._attempts.get(report.token)
@@ -283,7 +290,7 @@ class Attempts:
     def held(self) -> list[Held]:
         """All attempts here, in order of token; one whose end is not yet acknowledged still counts as running."""
         return [
-            Held(token, attempt.phase in (Phase.RUNNING, Phase.ENDED))
+            Held(token, attempt.phase in (Phase.RUNNING, Phase.ENDED), attempt.fetched)
             for token, attempt in sorted(self._attempts.items())
         ]
 

@@ -30,8 +30,13 @@ from jobrunner.worker.files import empty_directory
 from jobrunner.worker.user_code import Meter, UserFunction, blame, function_name, ready_function
 
 
-def run_reduce(run: wire.Run, plan: JobPlan, code: StepCode, progress: Callable[[], None]) -> Sealable:
-    """Run one attempt to its end. Raises LostOutput, what user code raises, and what reading and writing raise."""
+def run_reduce(
+    run: wire.Run, plan: JobPlan, code: StepCode, progress: Callable[[], None], on_fetched: Callable[[], None]
+) -> Sealable:
+    """Run one attempt to its end; `on_fetched` is called once, when all its input is here.
+
+    Raises LostOutput, what user code raises, and what reading and writing raise.
+    """
     failpoint("reduce.start")
     scratch = Path(run.scratch)
     task = Task(run.start.attempt, plan.params, str(scratch / "user"), on_progress=progress)
@@ -39,6 +44,7 @@ def run_reduce(run: wire.Run, plan: JobPlan, code: StepCode, progress: Callable[
     try:
         fetched = _fetch(run, plan, scratch, task)
         failpoint("reduce.fetched")
+        on_fetched()
         with running(task):
             return _reduce(run, plan, code, task, fetched, scratch)
     finally:

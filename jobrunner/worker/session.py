@@ -109,7 +109,11 @@ class Session:
 
     async def _live(self, blocks: list[BlockOffer]) -> None:
         """Until the session is over."""
-        tasks = [asyncio.create_task(part) for part in (self._beat(), self._offer_and_report(blocks))]
+        try:
+            await self._offer(blocks)
+        except SessionEnded:
+            return
+        tasks = [asyncio.create_task(part) for part in (self._beat(), self._report_all())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -140,12 +144,15 @@ class Session:
             except TimeoutError:
                 continue
 
-    async def _offer_and_report(self, blocks: list[BlockOffer]) -> None:
+    async def _offer(self, blocks: list[BlockOffer]) -> None:
+        """Before the first beat: it brings work, and what is offered here need not run again."""
         session = self._core.session
         for start in range(0, len(blocks), _OFFER_COUNT_MAX):
             some = blocks[start : start + _OFFER_COUNT_MAX]
             offered = await self._ask(OfferBlocks(session, some), Offered)
             await self._owner.drop_blocks([block for block, keep in zip(some, offered.keep, strict=True) if not keep])
+
+    async def _report_all(self) -> None:
         self._report_due.set()
         while True:
             await self._report_due.wait()

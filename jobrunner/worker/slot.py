@@ -87,8 +87,10 @@ class Slot:
             return run_step(run, load_plan(run.plan), progress)
         if self._code is None:
             self._code = load_code(*self._files)
-        work = run_map if start.kind is TaskKind.MAP else run_reduce
-        return work(run, self._code.plan, self._code.step_of(start.attempt.stage), progress)
+        plan, step = self._code.plan, self._code.step_of(start.attempt.stage)
+        if start.kind is TaskKind.MAP:
+            return run_map(run, plan, step, progress)
+        return run_reduce(run, plan, step, progress, lambda: self._pipe.send(wire.Fetched(start.token)))
 
 
 def _failed(run: wire.Run, error: BaseException) -> Failed:

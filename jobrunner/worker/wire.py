@@ -4,7 +4,7 @@ A frame is its length (4 bytes, little endian) and a msgpack struct; descriptors
 frame that declares them, so frames and descriptors pair up in order.
 
     agent ── Hello, ForkTemplate, ForkSlot, KillChild ──► template      agent ── Run ──► slot
-    agent ◄── Ready, ImportFailed, ChildExited ─── template      agent ◄── Progress, Finished, LostInput ── slot
+    agent ◄── Ready, ImportFailed, ChildExited ─── template      agent ◄── Progress, Fetched, Finished, LostInput ── slot
 
 Both ends are always of one version: a template is forked from the code that the agent runs.
 """
@@ -107,6 +107,12 @@ class Progress(Said, frozen=True):
     token: Token
 
 
+class Fetched(Said, frozen=True):
+    """A reduce has read all its input: no loss of map output matters to it any more."""
+
+    token: Token
+
+
 class Finished(Said, frozen=True):
     """The attempt ended by its own word."""
 
@@ -124,7 +130,7 @@ class LostInput(Said, frozen=True):
 
 ToTemplate = Hello | ForkTemplate | ForkSlot | KillChild
 FromTemplate = Ready | ImportFailed | ChildExited
-FromSlot = Progress | Finished | LostInput
+FromSlot = Progress | Fetched | Finished | LostInput
 
 _encode = msgspec.msgpack.Encoder().encode
 _T = TypeVar("_T")

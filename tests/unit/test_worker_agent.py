@@ -370,6 +370,43 @@ def test_a_stopped_attempt_dies_with_its_children(tmp_path: Path, template: Temp
     asyncio.run(main())
 
 
+def hangs_in_reduce(key: Any, values: Any) -> Any:
+    yield key, sum(values)
+    while True:
+        task().progress()
+
+
+def test_a_beat_says_that_a_reduce_has_all_its_input(tmp_path: Path, template: TemplateHandle) -> None:
+    """The leader must know it before a worker is lost, or restarts reduces that run well."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            job = cluster.job(StepCode(words, hangs_in_reduce), ["a\n"])
+            await master.do(job, TaskKind.SETUP)
+            await master.do(job, TaskKind.MAP)
+            start = job.start(master.token(), TaskKind.REDUCE, 0, version=1)
+            master.tell(start)
+            await until(lambda: any(held.ready for held in master.beats[-1].held), "a beat with a ready reduce")
+            assert [held.token for held in master.beats[-1].held] == [start.token]
+
+    asyncio.run(main())
+
+
+def test_blocks_are_offered_before_the_first_beat(tmp_path: Path, template: TemplateHandle) -> None:
+    """A beat says that there is room for work: the maps that are about to be offered would run again."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            await master.do(cluster.job(StepCode(words, Sum()), ["a\n"]), TaskKind.MAP)
+            master.session_over = True
+            await until(lambda: master.offered, "an offer")
+            assert not [beat for beat in master.beats_at_offer if beat.session == master.session]
+
+    asyncio.run(main())
+
+
 def test_without_a_leader_results_wait(tmp_path: Path, template: TemplateHandle) -> None:
     """An election must not cost finished work."""
 

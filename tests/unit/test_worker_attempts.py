@@ -203,6 +203,19 @@ def test_a_late_word_of_a_stopped_attempt_is_ignored() -> None:
     assert worker.core.ended(map_done(item)) == [] and worker.core.reports(10) == []
 
 
+def test_beats_say_which_reduces_have_all_their_input() -> None:
+    """The leader would restart them for map output that they no longer need."""
+    worker, item = Worker(), start(1, TaskKind.REDUCE)
+    worker.run(item)
+    assert [held.ready for held in worker.core.held()] == [False]
+    worker.core.fetched(item.token)
+    assert [held.ready for held in worker.core.held()] == [True]
+    worker.core.ended(sealable(item))
+    assert [held.ready for held in worker.core.held()] == [True]
+    worker.core.fetched(Token(2))  # Of an attempt that was stopped meanwhile.
+    assert len(worker.core.held()) == 1
+
+
 def test_stop_does_not_touch_what_may_have_won() -> None:
     """The seal may be in the log although its answer was lost: deleting its files would lose output."""
     worker, item = Worker(), start(1, TaskKind.REDUCE)

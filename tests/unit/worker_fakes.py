@@ -141,6 +141,7 @@ class FakeMaster:
         self.blobs: dict[Hash, bytes] = {}
         self.registered: list[RegisterWorker] = []
         self.beats: list[Beat] = []
+        self.beats_at_offer: list[Beat] = []  # Those heard before blocks were offered.
         self.ended: list[Ended] = []
         self.offered: list[OfferBlocks] = []
         self.lost: list[ReportLostOutput] = []
@@ -220,6 +221,7 @@ class FakeMaster:
             return Reported([self.verdict(item) for item in message.items])
         if isinstance(message, OfferBlocks):
             self.offered.append(message)
+            self.beats_at_offer = list(self.beats)
             return Offered([True] * len(message.blocks))
         if isinstance(message, ReportLostOutput):
             self.lost.append(message)
