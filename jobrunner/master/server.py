@@ -46,7 +46,7 @@ from jobrunner.master.commands import (
     decode_entry,
     encode_entry,
 )
-from jobrunner.master.leader import Leader, LeaderLimits, Proposal
+from jobrunner.master.leader import GAP_S, Leader, LeaderLimits, Proposal
 from jobrunner.master.requests import Requests
 from jobrunner.master.state import MasterState
 from jobrunner.raft.driver import Driver
@@ -61,7 +61,6 @@ from jobrunner.spec.settings import Settings
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
-_GAP_S = 0.5  # A tick later than this: the process was stopped or starved, and the gap counts for nobody.
 _PROBES_S = (0.0, 0.02, 0.1, 0.5)  # A killed process may be seen alive for a moment after its sockets are gone.
 _MEMBER_S = 0.5
 
@@ -134,8 +133,9 @@ class MasterServer:
         return PeerLinks(
             member=self._config.member, name=f"master-{self._config.slot}", cluster_id=self._config.cluster_id,
             cluster_token=self._config.cluster_token, settings=self.settings,
-            on_unreachable=lambda member: self._driver.report_unreachable(member),
-            on_lost=lambda member: self._driver.peer_disconnected(member),
+            on_unreachable=lambda member: self._driver.report_unreachable(member),  # noqa: PLW0108 - made after the links
+            on_lost=lambda member: self._driver.peer_disconnected(member),  # noqa: PLW0108
+            on_up=lambda member: self._driver.peer_connected(member),  # noqa: PLW0108
         )  # fmt: skip
 
     async def start(self, sock: socket | None, host: str, port: int) -> str:
@@ -248,9 +248,8 @@ class MasterServer:
         now = self.now()
         elapsed = now - self._ticked_at
         self._ticked_at = now
-        if elapsed > _GAP_S and self._leader is not None:
+        if elapsed > GAP_S and self._leader is not None:
             logger.warning("did not run for %.1f s: leases are prolonged by that", elapsed)
-            self._leader.leases.add_gap(elapsed)
         if self._leader is not None and now - self._beacon_at >= self.settings.session.beacon_ms / 1000:
             self._beacon_at = now
             self._announce(self._leader.epoch, self._leader_address)

@@ -47,7 +47,7 @@ class _Link:
 class PeerLinks:
     """Made inside a running loop. Callbacks run on a later turn of the loop, never inside `send`.
 
-    `on_unreachable(member)`: something was dropped since (said once a turn). `on_lost(member)`: an established control
+    `on_up(member)`: its control connection is open. `on_unreachable(member)`: something was dropped since (said once a turn). `on_lost(member)`: an established control
     connection ended, so most likely its process did.
     """
 
@@ -61,6 +61,7 @@ class PeerLinks:
         settings: Settings,
         on_unreachable: OnMember,
         on_lost: OnMember,
+        on_up: OnMember | None = None,
         chance: random.Random | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -70,6 +71,7 @@ class PeerLinks:
         self._settings = settings
         self._on_unreachable = on_unreachable
         self._on_lost = on_lost
+        self._on_up = on_up
         self._chance = chance or random.Random()
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -137,9 +139,14 @@ class PeerLinks:
             if role == "master" and member in self._links:
                 self._on_lost(member)
 
+        def up(connection: Connection) -> None:
+            logger.debug("%s link to %s open", role, connection.peer)
+            if role == "master" and self._on_up is not None:
+                self._on_up(member)
+
         return Dialer(
             dial,
-            on_up=lambda connection: logger.debug("%s link to %s open", role, connection.peer),
+            on_up=up,
             on_down=down,
             on_failure=lambda: None,
             backoff=Backoff(_REDIAL_START_S, _REDIAL_MAX_S, self._chance),
