@@ -68,6 +68,7 @@ def make_ready(cluster: LocalCluster, *, workers: int | None = None) -> None:
         if daemon.alive:
             cluster.resume([daemon.pid, *descendants(daemon.pid)])
     cluster.start_missing(wait=workers is None)
+    wait_until(lambda: all(m.role in ("leader", "follower") for m in cluster.status().masters), what="all masters")
     if workers is not None:
         wait_until(lambda: live_workers(cluster) >= workers, what=f"the session of {workers} workers")
 
