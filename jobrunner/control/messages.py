@@ -113,7 +113,7 @@ class Held(Value, frozen=True):
 
 
 class Beat(Message, frozen=True):
-    """The session lives. `sequence` is that of the last Instruct received under `epoch`; `held` is all it has."""
+    """The session lives. Every Instruct of `epoch` up to `sequence` was received, or is void; `held` is all it has."""
 
     session: SessionId
     epoch: Epoch
@@ -312,6 +312,7 @@ class Instruct(Message, frozen=True):
     session: SessionId
     sequence: int
     items: list[Instruction]
+    void: int = 0  # Earlier ones up to this, if they did not arrive, are not to be waited for.
 
 
 class LeaderIs(Message, frozen=True):

@@ -23,6 +23,7 @@ Key = TypeVar("Key", Token, JobId)
 
 AHEAD_MS = 50.0  # Work that may wait at a worker, in time.
 ORPHAN_BLOB_S = 600.0  # A blob that no job names is dropped after this.
+GAP_S = 0.5  # Ticks further apart mean that this process was stopped or starved: the gap counts for nobody.
 RESEND_BEATS = 2  # Beats without a sign of an instruction before it is sent again.
 
 
@@ -32,6 +33,7 @@ class LeaderLimits:
     queue_max: int  # Attempts ahead per slot.
     jobs_kept_max: int
     placements_max: int = 1024
+    gap_s: float = GAP_S
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class WorkerView:
     heard: bool = False  # It has beaten under this epoch: `held` is true.
     sequence: int = 0
     received: int = 0
+    void: int = 0  # Instructions up to here that are not received never will be: what they said is said again.
     held: dict[Token, Held] = field(default_factory=dict)
     sent: dict[Token, int] = field(default_factory=dict)
     stopped: dict[Token, int] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Leader:
         self.leases = Leases(limits.ttl_s)
         self.views: dict[SessionId, WorkerView] = {}
         self._limits = limits
+        self._ticked_at = now
         self._proposed: set[str] = set()
         self._blob_seen: dict[str, float] = {}
         self._unreachable: dict[SessionId, dict[SessionId, int]] = {}  # Source -> who could not fetch from it.
@@ -85,6 +89,7 @@ class Leader:
             _drop_above(view.sent, received)
             _drop_above(view.stopped, received)
             _drop_above(view.forgotten, received)
+            view.void = view.sequence
             view.beats_unreceived = 0
 
     def reported(self, session: SessionId, ended: int, now: float) -> None:
@@ -110,11 +115,18 @@ class Leader:
     # --- what goes out -----------------------------------------------------------------------------------------------
 
     def tick(self, state: MasterState, now: float) -> tuple[list[Proposal], list[Instruct]]:
+        self._count_gap(now)
         self.leases.follow(state.sessions.live, now)
         self.views = {id: self.views.get(id) or WorkerView() for id in state.sessions.live}
         proposals = [p for p in self._proposals(state, now) if p.key not in self._proposed]
         self._proposed.update(p.key for p in proposals)
         return proposals, self._instructions(state)
+
+    def _count_gap(self, now: float) -> None:
+        """Here and not in a timer: the first thing that a woken process runs may well be a tick."""
+        gap, self._ticked_at = now - self._ticked_at, now
+        if gap > self._limits.gap_s:
+            self.leases.add_gap(gap)
 
     def _proposals(self, state: MasterState, now: float) -> Iterator[Proposal]:
         lost = self.leases.lost(now)
@@ -186,7 +198,7 @@ class Leader:
                         view.stopped[item.token] = view.sequence
                     else:
                         view.forgotten[item.job] = view.sequence
-                instructs.append(Instruct(self.epoch, id, view.sequence, items))
+                instructs.append(Instruct(self.epoch, id, view.sequence, items, view.void))
         return instructs
 
     def _items(self, state: MasterState, session: SessionId, view: WorkerView) -> list[Instruction]:

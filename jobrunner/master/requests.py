@@ -129,6 +129,7 @@ class Requests:
             RegisterSession(message.directory, message.process, message.name, message.address, message.pid,
                             message.host, message.slots)
         )  # fmt: skip
+        leader.leases.renew(session, self._master.now())  # Who asks again, for a lost reply, has not beaten yet.
         times = self._master.settings.session
         return Registered(session, leader.epoch, times.ttl_ms, times.beat_ms)
 

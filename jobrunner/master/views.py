@@ -52,7 +52,10 @@ def attempt_list(state: MasterState, request: GetAttempts) -> AttemptList:
 
 
 def map_outputs(state: MasterState, job_id: JobId, stage: StageName, version: int) -> MapOutputs:
-    """Raises Unavailable while a map output is missing, or this state is behind `version`."""
+    """Raises Unavailable while a map output is missing, or this state is behind `version`.
+
+    Raises Refused when a late reader asks for what is no longer kept: all is sealed, or the job has ended.
+    """
     job = state.job(job_id)
     table = job.stages.get(stage)
     if table is None:
@@ -61,6 +64,8 @@ def map_outputs(state: MasterState, job_id: JobId, stage: StageName, version: in
         raise Unavailable(f"map output of {job_id}/{stage} is being made: {table.done} of {table.spec.tasks}")
     owners: dict[int, int] = {}
     owner_column = [owners.setdefault(id, len(owners)) for id in table.owner]
+    if not all(SessionId(id) in state.sessions.live for id in owners):
+        raise Refused(f"map output of {job_id}/{stage} is gone: no partition needs it any more", job=job_id)
     sessions = [state.sessions.live[SessionId(id)] for id in owners]
     return MapOutputs(
         table.version,

@@ -142,7 +142,8 @@ class Attempts:
         self.slot_attempts_max = slot_attempts_max
         self.epoch = Epoch(0)
         self.session = SessionId(0)  # 0: none.
-        self.sequence = 0  # Of the last Instruct accepted under `epoch`.
+        self.sequence = 0  # Every Instruct of `epoch` up to this one was accepted, or is void.
+        self._sequence_last = 0  # Of the last Instruct accepted: above `sequence` if one before it is missing.
         self.token_peak = Token(0)
         self._attempts: dict[Token, _Attempt] = {}
         self._ready: dict[bool, list[Token]] = {True: [], False: []}  # Heaps: user code, steps of the commit.
@@ -156,14 +157,14 @@ class Attempts:
     def registered(self, session: SessionId, epoch: Epoch) -> None:
         """There is a session; instructions of any other are refused from here on."""
         if session != self.session:
-            self.session, self.sequence = session, 0
+            self.session, self.sequence, self._sequence_last = session, 0, 0
         self.leader(epoch)
 
     def leader(self, epoch: Epoch) -> bool:
         """A leader of `epoch` is known; True if it is newer than any before."""
         if epoch <= self.epoch:
             return False
-        self.epoch, self.sequence = epoch, 0
+        self.epoch, self.sequence, self._sequence_last = epoch, 0, 0
         return True
 
     def instruct(self, message: Instruct) -> list[Action]:
@@ -173,9 +174,12 @@ class Attempts:
         if message.epoch < self.epoch:
             return [Refuse(f"instruction of epoch {message.epoch}, the leader's is {self.epoch}")]
         self.leader(message.epoch)
-        if message.sequence <= self.sequence:
-            return [Refuse(f"instruction {message.sequence} again, have had {self.sequence}")]
-        self.sequence = message.sequence
+        if message.sequence <= self._sequence_last:
+            return [Refuse(f"instruction {message.sequence} again, have had {self._sequence_last}")]
+        self._sequence_last = message.sequence
+        self.sequence = max(self.sequence, message.void)
+        if message.sequence == self.sequence + 1:
+            self.sequence = message.sequence
         actions: list[Action] = []
         for item in message.items:
             if isinstance(item, Start):
@@ -204,7 +208,7 @@ class Attempts:
 
     def session_ended(self) -> list[Action]:
         """The session is over: everything stops. What may be a winner is still reported, in the next session."""
-        self.session, self.sequence = SessionId(0), 0
+        self.session, self.sequence, self._sequence_last = SessionId(0), 0, 0
         actions: list[Action] = []
         for token, attempt in list(self._attempts.items()):
             if attempt.phase is not Phase.ENDED:

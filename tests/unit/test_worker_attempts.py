@@ -157,6 +157,19 @@ def test_a_sequence_seen_before_is_refused_and_a_new_epoch_counts_anew() -> None
     assert (worker.core.epoch, worker.core.sequence) == (4, 1)
 
 
+def test_a_missing_instruction_shows_in_the_beats_until_the_leader_gives_it_up() -> None:
+    """Lost with its connection, it would pass for received once a later one arrived: its Forget or Stop for ever."""
+    core = Worker().core
+
+    def tell(sequence: int, void: int = 0) -> int:
+        assert kinds(core.instruct(Instruct(Epoch(3), SessionId(7), sequence, [start(sequence)], void))) == ["Prepare"]
+        return core.sequence
+
+    assert [tell(1), tell(3), tell(4)] == [1, 1, 1]
+    assert kinds(core.instruct(Instruct(Epoch(3), SessionId(7), 2, [start(9)]))) == ["Refuse"]
+    assert [tell(5, void=4), tell(6, void=4)] == [5, 6]
+
+
 def test_a_token_not_above_the_highest_is_refused_alone() -> None:
     """Tokens rise for ever: a lower one is an old order, but the rest of the instruction is not."""
     worker = Worker()
