@@ -109,9 +109,10 @@ class SimClient(Actor):
         if not pieces:
             self._ask(job.submit(), lambda answer: self._accepted(job), lambda error: self._not_accepted(job, error))
             return
-        self._ask(
-            pieces[0], lambda answer: self._send(job, pieces[1:]), lambda error: self.later(50 * MS, lambda: self._put(job))
-        )
+        self._ask(pieces[0], lambda answer: self._send(job, pieces[1:]), lambda error: self._put_later(job))
+
+    def _put_later(self, job: SimJob) -> None:
+        self.later(50 * MS, lambda: self._put(job))
 
     def _accepted(self, job: SimJob) -> None:
         self.acknowledged.add(job.id)
@@ -122,7 +123,7 @@ class SimClient(Actor):
         if isinstance(error, OutputBusy):
             self.world.mark("output busy")
         assert isinstance(error, Refused), error
-        self.later(100 * MS, lambda: self._put(job))
+        self._put_later(job)
 
     def kill(self, job: SimJob) -> None:
         """Ask; "too late" is an answer like any other."""

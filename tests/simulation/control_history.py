@@ -14,7 +14,6 @@ import msgspec
 
 from jobrunner.commit.steps import State
 from jobrunner.control.messages import CHARGED, EndCause, Ended, JobState, JobStatus, Sealable, Start, Verdict
-from jobrunner.errors import JobrunnerError
 from jobrunner.ids import AttemptId, JobId, SessionId, TaskId
 from jobrunner.master.commands import AnyCommand, EndAttempts, Entry
 from jobrunner.master.invariants import check_state
@@ -36,10 +35,12 @@ def state_bytes(state: MasterState) -> bytes:
     """All of a state as bytes: equal exactly if the states are, the order of every dict included."""
     return _encoder.encode(
         [
-            state.level, state.epoch, state.jobs, list(state.active), vars(state.sessions), state.locks.last_token,
-            [[*key, winners] for key, winners in state.locks.winners.items()], state.locks.paths,
-            [[name, state.blobs.has(name)] for name in state.blobs.names()], state.attempts, state.ended_counts,
-        ]  # fmt: skip
+            (state.level, state.epoch, state.ended_counts),
+            (state.jobs, list(state.active), state.attempts),
+            (vars(state.sessions), state.locks.last_token, state.locks.paths),
+            [(*key, winners) for key, winners in state.locks.winners.items()],
+            [(name, state.blobs.has(name)) for name in state.blobs.names()],
+        ]
     )
 
 
@@ -158,8 +159,6 @@ class ControlHistory:
                 if self._winners.setdefault(task, claim.token) != claim.token:
                     raise Broken(f"{task} was won by token {self._winners[task]}, and now by {claim.token}")
                 consumed.add(claim.consumed)
-            known = [task for task in self._winners if task[:2] == (job.submit.job, table.spec.name)] if False else []
-            assert not known
         sealed = sum(1 for task in self._winners if task.job == job.submit.job)
         counted = sum(len(state.locks.winners.get((job.submit.job, t.spec.name), {})) for t in job.final_stages())
         if sealed != counted:
@@ -261,12 +260,9 @@ class ControlHistory:
     def shown(self, status: JobStatus) -> None:
         """A client reads a status."""
         if status.state in (JobState.COMMITTED, JobState.FAILED, JobState.KILLED):
-            if self._ends.get(status.id) != status.state:
-                raise Broken(f"a client is told that {status.id} is {status.state}, it ended {self._ends.get(status.id)}")
+            ended = self._ends.get(status.id)
+            if ended != status.state:
+                raise Broken(f"a client is told that {status.id} is {status.state}, it ended {ended}")
         elif status.id in self._ends and status.tidy:
             raise Broken(f"{status.id} is shown as {status.state} and tidy")
         self._world.mark(f"job {status.state}")
-
-
-def describe(error: object) -> str:
-    return f"{type(error).__name__}: {error}" if isinstance(error, JobrunnerError) else str(error)

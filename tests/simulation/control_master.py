@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tests.simulation.control_world import ControlWorld
 
 TICK_US = 50 * MS
+GAP_US = 100 * MS  # Shorter stops count as silence.
 BEACON_US = 100 * MS
 TURN_US = 200  # One turn of a real master's loop.
 
@@ -102,7 +103,8 @@ class Master(Node):
 
     def wake(self) -> None:
         assert self.paused_since is not None
-        self._lost_us += self.world.now_us - self.paused_since
+        stopped_us = self.world.now_us - self.paused_since
+        self._lost_us += stopped_us if stopped_us > GAP_US else 0
         super().wake()
         mail, self.mail = self.mail, []
         for deliver in mail:
@@ -134,7 +136,10 @@ class Master(Node):
 
     def leading(self, epoch: int) -> None:
         settings = self.world.cluster_settings
-        limits = LeaderLimits(settings.session.ttl_ms / 1000, settings.worker.queue_max, settings.limits.jobs_kept_max)
+        limits = LeaderLimits(
+            settings.session.ttl_ms / 1000, settings.worker.queue_max, settings.limits.jobs_kept_max,
+            gap_s=GAP_US / 1_000_000,
+        )  # fmt: skip
         self.leader = Leader(Epoch(epoch), self.now(), limits)
         self._led_us = self.listened_us
         self.world.control.leads(self)

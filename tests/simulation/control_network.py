@@ -109,7 +109,7 @@ class Caller:
         timeout_us: int = 300 * MS,
         for_us: int = 1 << 60,
     ) -> None:
-        """`then` gets the answer, `refused` an error that asking again does not mend (or, `for_us` over, Unavailable)."""
+        """`then` gets the answer; `refused` an error that asking again does not mend, or Unavailable after `for_us`."""
         self._try(_Call(encode(message), then, refused, timeout_us, self._world.now_us + for_us))
 
     def _try(self, call: _Call) -> None:

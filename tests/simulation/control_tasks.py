@@ -44,10 +44,11 @@ class Run:
         self._worker, self._slot, self._start, self._answer = worker, slot, start, answer
         self._world = worker.world
         self._life = worker.life
+        self.is_step = start.kind not in (TaskKind.MAP, TaskKind.REDUCE)
 
     def begin(self) -> None:
         kind, attempt = self._start.kind, self._start.attempt
-        if kind in (TaskKind.MAP, TaskKind.REDUCE) and self._fails():
+        if not self.is_step and self._fails():
             return
         world = self._world
         if kind is TaskKind.MAP:
@@ -130,6 +131,7 @@ class Run:
         outputs = self._answer
         assert isinstance(outputs, MapOutputs)
         if partition == len(outputs.owner):
+            self._say(lambda: self._worker.fetched(self._start.token))
             self._after(self._world.task_us() // 2, lambda: self._seal(consumed))
             return
         owner = outputs.owners[outputs.owner[partition]]

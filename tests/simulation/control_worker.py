@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jobrunner.control.messages import (
-    BeatAck,
     Beat,
+    BeatAck,
     BlockOffer,
     EndCause,
     Failed,
@@ -37,7 +37,7 @@ from jobrunner.control.messages import (
     TaskKind,
     Winners,
 )
-from jobrunner.errors import JobrunnerError, SessionEnded
+from jobrunner.errors import JobEnded, JobrunnerError, SessionEnded, UnknownJob
 from jobrunner.ids import AttemptId, JobId, Token
 from jobrunner.worker import attempts as core
 from tests.simulation.control_network import Actor, Caller
@@ -79,19 +79,18 @@ class SimWorker(Actor):
         self._early: deque[Instruct] = deque(maxlen=64)
         self._lost: deque[tuple[AttemptId, list[AttemptId], LossKind]] = deque()
         self._asking = False  # A report, or what comes before it, is not answered.
-        self._offering = False
-        self._beats = 0
+        self._beats = 0  # The line of beats that goes on; 0 while there is none.
+        self._lines = 0
         self.woke_us = -1
         self.world.note(f"{self.name} starts")
         self._tick()
         self._register()
 
     def crash(self, *, power: bool) -> None:
-        """The agent dies, its children with it: at once, or in the instant after their last step."""
+        """The agent dies, its children with it; a step of a commit may still do what it was about to."""
         self.end()
         for slot in self.slots.values():
-            if self.world.rng.random() < 0.7:
-                slot.alive = False
+            slot.alive = slot.run is not None and slot.run.is_step and self.world.rng.random() < 0.3
         if power:
             for token in [token for token in self.blocks if self.world.rng.random() < 0.3]:
                 del self.blocks[token]
@@ -122,20 +121,22 @@ class SimWorker(Actor):
         self._early.clear()
         for message in early:
             self.perform(self.core.instruct(message))
-        self._asking = self._offering = False
-        self._beats += 1
-        self._beat(self._beats)
         if found:
             self._offer(found)
         else:
-            self._report()
+            self._live()
+
+    def _live(self) -> None:
+        self._asking = False
+        self._wake_beat()
+        self._report()
 
     def _not_possible(self, error: JobrunnerError) -> None:
         raise AssertionError(f"{self.name}: {type(error).__name__}: {error}")
 
     def _beat(self, number: int) -> None:
         """One line of beats a session; a wake-up starts the next at once."""
-        if number != self._beats or not self.core.session:
+        if number != self._beats:
             return
         beat = Beat(self.core.session, self.core.epoch, self.core.sequence, self.core.held())
         beat_us = self.world.cluster_settings.session.beat_ms * MS
@@ -154,7 +155,8 @@ class SimWorker(Actor):
         self.caller.ask(beat, answered, refused, timeout_us=beat_us, for_us=beat_us)
 
     def _wake_beat(self) -> None:
-        self._beats += 1
+        self._lines += 1
+        self._beats = self._lines
         self._beat(self._beats)
 
     def _over(self, session: int) -> None:
@@ -165,7 +167,8 @@ class SimWorker(Actor):
         self.world.mark("session ended")
         self.world.note(f"{self.name}: session {session} is over")
         self._lost.clear()
-        self._asking = False
+        self._beats = 0
+        self._asking = True  # Until the next session lives.
         self.perform(self.core.session_ended())
         self._register_when_idle()
 
@@ -176,6 +179,7 @@ class SimWorker(Actor):
             self._register()
 
     def _offer(self, found: list[BlockOffer]) -> None:
+        """Before the first beat."""
         session = self.core.session
         self._asking = True
 
@@ -188,10 +192,13 @@ class SimWorker(Actor):
                     self.blocks.pop(block.token, None)
                 else:
                     self.world.mark("block kept after a restart")
-            self._asking = False
-            self._report()
+            self._live()
 
-        self.caller.ask(OfferBlocks(session, found), answered, lambda error: self._ask_failed(error, session))
+        def refused(error: JobrunnerError) -> None:
+            assert isinstance(error, SessionEnded), error
+            self._over(session)
+
+        self.caller.ask(OfferBlocks(session, found), answered, refused)
 
     def _report(self) -> None:
         """Lost output first, then ends; one request at a time, each until answered."""
@@ -202,7 +209,8 @@ class SimWorker(Actor):
             reader, lost, kind = self._lost[0]
             self._asking = True
             message = ReportLostOutput(session, reader, lost, kind)
-            self.caller.ask(message, lambda answer: self._told_lost(session), lambda error: self._ask_failed(error, session))
+            refused = lambda error: self._ask_failed(error, session)  # noqa: E731
+            self.caller.ask(message, lambda answer: self._told_lost(session), refused)
             return
         reports = self.core.reports(self.world.rng.choice((1, 2, 1000)))
         if not reports:
@@ -246,7 +254,7 @@ class SimWorker(Actor):
     def pushed(self, message: msgspec.Struct) -> None:
         if isinstance(message, LeaderIs):
             self.caller.leader_is(message.epoch, message.address)
-            if self.core.leader(message.epoch):
+            if self.core.leader(message.epoch) and self._beats:
                 self._wake_beat()
         elif isinstance(message, Instruct):
             if message.session > self.core.session:
@@ -297,15 +305,12 @@ class SimWorker(Actor):
             self._prepare(start)
 
         def refused(error: JobrunnerError) -> None:
-            self.perform(self.core.ended(Failed(start.attempt, start.token, EndCause.LOST_INPUT, str(error))))
-
-        def again(error: JobrunnerError) -> None:
-            if "nobody answered" in str(error):
-                self.later(RETRY_US, lambda: self._prepare(start))
+            if isinstance(error, UnknownJob | JobEnded):
+                self.perform(self.core.ended(Failed(start.attempt, start.token, EndCause.OPERATOR, str(error))))
             else:
-                refused(error)
+                self.later(RETRY_US, lambda: self._prepare(start))
 
-        self.caller.ask(question, answered, again, for_us=500 * MS)
+        self.caller.ask(question, answered, refused, for_us=500 * MS)
 
     def _delete(self, start: Start) -> None:
         if start.kind is TaskKind.MAP:
@@ -319,6 +324,12 @@ class SimWorker(Actor):
             del self._answers[key]
 
     # --- from its slots ----------------------------------------------------------------------------------------------
+
+    def fetched(self, token: Token) -> None:
+        """A reduce has all its input."""
+        self.core.fetched(token)
+        if self._beats:
+            self._wake_beat()
 
     def slot_exits(self, number: int, cause: EndCause) -> None:
         slot = self.slots.pop(number, None)

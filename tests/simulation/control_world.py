@@ -1,7 +1,7 @@
 """The whole control plane in one thread, from one seed: masters on Raft and faulty disks, workers, clients, output.
 
-    clients ── SubmitJob, KillJob ──►  masters (Engine, Store, MasterState, Leader, Requests)  ◄── Beat, Report ── workers
-                                          └── Instruct ──────────────────────────────────────────────────────────►┘
+    clients ── SubmitJob, KillJob ──► masters: Engine, Store, MasterState, Leader ◄── Beat, Report ── workers: Attempts
+                                                     └── Instruct ─────────────────────────────────────────►┘
     all of it over one network that loses, doubles, delays and reorders, and isolates some from others
 
 `RaftWorld` gives time, the masters' network, crashes and stops; here come the workers and clients, and their faults.
@@ -10,10 +10,9 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
-from jobrunner.control.messages import JobState
 from jobrunner.ids import JobId, job_id_from_number
 from jobrunner.raft.engine import Engine
 from jobrunner.raft.settings import RaftSettings
@@ -27,7 +26,7 @@ from tests.simulation.control_worker import SimWorker
 from tests.simulation.raft_history import Broken
 from tests.simulation.raft_world import MS, Faults, Node, RaftWorld
 
-PLAY_US = 3_000 * MS
+PLAY_US = 4_000 * MS
 BOUND_US = 20_000 * MS
 
 
@@ -169,7 +168,8 @@ class ControlWorld(RaftWorld):
         end, faults = self.now_us + duration_us, self._control_faults
         for number in range(self.rng.randint(2, 4)):
             job = self._draw_job(number)
-            self.at(self.rng.randint(0, duration_us * 2 // 3), lambda job=job: self.rng.choice(self.clients).submit(job))
+            client = self.rng.choice(self.clients)
+            self.at(self.rng.randint(0, duration_us * 2 // 3), lambda client=client, job=job: client.submit(job))
         actions: list[tuple[float, Callable[[], None]]] = [
             (faults.worker_crashes, self._crash_worker),
             (faults.worker_pauses, self._pause_worker),
@@ -265,7 +265,7 @@ class ControlWorld(RaftWorld):
         self.note("faults end")
         start_us = self.now_us
         if not self._run_until(bound_us, lambda: not self._unfinished()):
-            raise Broken(f"{(self.now_us - start_us) // MS} ms without faults, and still: {'; '.join(self._unfinished())}")
+            raise Broken(f"{bound_us // MS} ms without faults, and still: {'; '.join(self._unfinished())}")
         self.note(f"all is tidy after {(self.now_us - start_us) // MS} ms")
         self.history.check_logs([node.engine for node in self.masters])
 
@@ -301,6 +301,3 @@ def play_seed(seed: int) -> ControlWorld:
     world.play_all()
     world.finish()
     return world
-
-
-__all__ = ["ControlFaults", "ControlWorld", "JobState", "play_seed", "replace"]
