@@ -54,7 +54,7 @@ from jobrunner.shuffle.blocks import block_path, scan_blocks
 from jobrunner.worker import attempts as core
 from jobrunner.worker import wire
 from jobrunner.worker.config import AgentConfig
-from jobrunner.worker.files import delete_attempt, delete_leftovers, drop_job, open_directory
+from jobrunner.worker.files import delete_attempt, delete_leftovers, drop_job, jobs_left, open_directory
 from jobrunner.worker.http import make_server
 from jobrunner.worker.logs import AttemptLog, log_directory
 from jobrunner.worker.needs import Needs
@@ -393,6 +393,10 @@ class Agent:
             logger.warning("%s: its files stay: %s", job, error)
         else:
             self._spawn(asyncio.to_thread(shutil.rmtree, trash, True))
+
+    def forget_all_but(self, jobs: set[JobId]) -> None:
+        for job in (jobs_left(self._directory) | set(self._pool.jobs())) - jobs:
+            self._forget(job)
 
     async def idle(self) -> None:
         while self._pool.slots():

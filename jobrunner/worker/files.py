@@ -30,6 +30,7 @@ from jobrunner.planner.plan import JobPlan, blob_hash
 from jobrunner.shuffle.blocks import block_path
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+_OF_JOBS = ("answers", "scratch", "blocks")  # Each with a directory a job.
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,11 @@ def delete_attempt(directory: Directory, start: Start, plan: JobPlan | None) -> 
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def jobs_left(directory: Directory) -> set[JobId]:
+    """Jobs that have something in this directory. Raises OSError."""
+    return {JobId(name) for folder in _OF_JOBS for name in os.listdir(directory.below(folder))}
+
+
 def drop_job(directory: Directory, job: JobId, blobs: list[Hash]) -> str:
     """Take everything of a job out of the way at once, so that what is told of it later starts anew.
 
@@ -160,7 +166,7 @@ def drop_job(directory: Directory, job: JobId, blobs: list[Hash]) -> str:
     """
     trash = directory.below("trash", uuid.uuid4().hex)
     os.mkdir(trash, mode=0o700)
-    for folder in ("answers", "scratch", "blocks"):
+    for folder in _OF_JOBS:
         with contextlib.suppress(FileNotFoundError):
             os.rename(directory.below(folder, job), os.path.join(trash, folder))
     for blob in blobs:

@@ -29,7 +29,7 @@ from jobrunner.control.messages import (
 )
 from jobrunner.errors import Denied, Refused, SessionEnded, Unavailable
 from jobrunner.failpoints import failpoint
-from jobrunner.ids import AttemptId
+from jobrunner.ids import AttemptId, JobId
 from jobrunner.rpc.client import Masters
 from jobrunner.spec.settings import Settings
 from jobrunner.worker.attempts import Action, Attempts
@@ -60,6 +60,10 @@ class SessionOwner(Protocol):
         ...
 
     async def drop_blocks(self, blocks: Sequence[BlockOffer]) -> None: ...
+
+    def forget_all_but(self, jobs: set[JobId]) -> None:
+        """Forget every other job that left something here: no master remembers that we had any of it."""
+        ...
 
 
 class Session:
@@ -110,7 +114,7 @@ class Session:
     async def _live(self, blocks: list[BlockOffer]) -> None:
         """Until the session is over."""
         try:
-            await self._offer(blocks)
+            await self._settle(blocks)
         except SessionEnded:
             return
         tasks = [asyncio.create_task(part) for part in (self._beat(), self._report_all())]
@@ -144,13 +148,19 @@ class Session:
             except TimeoutError:
                 continue
 
-    async def _offer(self, blocks: list[BlockOffer]) -> None:
-        """Before the first beat: it brings work, and what is offered here need not run again."""
+    async def _settle(self, blocks: list[BlockOffer]) -> None:
+        """What is left of an earlier session counts or goes. Before the first beat: that brings work, and what is
+        offered here need not run again."""
+        kept: set[JobId] = set()
         session = self._core.session
         for start in range(0, len(blocks), _OFFER_COUNT_MAX):
             some = blocks[start : start + _OFFER_COUNT_MAX]
             offered = await self._ask(OfferBlocks(session, some), Offered)
             await self._owner.drop_blocks([block for block, keep in zip(some, offered.keep, strict=True) if not keep])
+            kept |= {block.attempt.job for block, keep in zip(some, offered.keep, strict=True) if keep}
+        while self._core.reporting:
+            await self._report()
+        self._owner.forget_all_but(kept)
 
     async def _report_all(self) -> None:
         self._report_due.set()

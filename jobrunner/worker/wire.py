@@ -4,7 +4,7 @@ A frame is its length (4 bytes, little endian) and a msgpack struct; descriptors
 frame that declares them, so frames and descriptors pair up in order.
 
     agent ── Hello, ForkTemplate, ForkSlot, KillChild ──► template      agent ── Run ──► slot
-    agent ◄── Ready, ImportFailed, ChildExited ─── template      agent ◄── Progress, Fetched, Finished, LostInput ── slot
+    agent ◄── Ready, ImportFailed, ChildExited ─── template    agent ◄── Progress, Fetched, Finished, LostInput ── slot
 
 Both ends are always of one version: a template is forked from the code that the agent runs.
 """

@@ -407,6 +407,26 @@ def test_blocks_are_offered_before_the_first_beat(tmp_path: Path, template: Temp
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_job_that_ended_while_the_worker_was_lost_is_forgotten(
+    tmp_path: Path, template: TemplateHandle, keep: bool
+) -> None:
+    """No master remembers that this worker had any of it: its template and files would stay for ever."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            job = cluster.job(StepCode(words, Sum()), ["a\n"])
+            await master.do(job, TaskKind.MAP)
+            master.keep, master.session_over = keep, True
+            beats = len(master.beats)
+            await until(lambda: master.offered and len(master.beats) > beats, "a beat of the new session")
+            assert (tmp_path / "worker-1" / "blocks" / job.id).exists() is keep
+            assert (job.id in cluster.agent._pool.jobs()) is keep
+
+    asyncio.run(main())
+
+
 def test_without_a_leader_results_wait(tmp_path: Path, template: TemplateHandle) -> None:
     """An election must not cost finished work."""
 

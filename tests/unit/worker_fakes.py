@@ -150,6 +150,7 @@ class FakeMaster:
         self.asked_jobs: list[JobId] = []
         self.tidy = False  # What GetJob says.
         self.session_over = False
+        self.keep = True  # What is said of offered blocks.
         self.mute = False  # Answers nothing but Unavailable.
         self.session = 100
         self.epoch = 1
@@ -222,7 +223,7 @@ class FakeMaster:
         if isinstance(message, OfferBlocks):
             self.offered.append(message)
             self.beats_at_offer = list(self.beats)
-            return Offered([True] * len(message.blocks))
+            return Offered([self.keep] * len(message.blocks))
         if isinstance(message, ReportLostOutput):
             self.lost.append(message)
             return Ack()
