@@ -36,13 +36,13 @@ if TYPE_CHECKING:
         Unknown,
         UnknownJob,
     )
-    from jobrunner.shuffle.reducers import Count, Max, Min, Sum
+    from jobrunner.shuffle.reducers import Collect, Count, Distinct, First, Max, Mean, Min, Sum, TopK
     from jobrunner.worker.context import counter, param, task
 
 __all__ = [
-    "Client", "CorruptData", "Count", "Fatal", "Job", "JobHandle", "JobKilled", "JobResult", "JobrunnerError", "Max",
-    "Min", "OutputBusy", "Refused", "SpecError", "Step", "Sum", "TaskError", "Unavailable", "Unknown", "UnknownJob",
-    "counter", "param", "task",
+    "Client", "Collect", "CorruptData", "Count", "Distinct", "Fatal", "First", "Job", "JobHandle", "JobKilled",
+    "JobResult", "JobrunnerError", "Max", "Mean", "Min", "OutputBusy", "Refused", "SpecError", "Step", "Sum",
+    "TaskError", "TopK", "Unavailable", "Unknown", "UnknownJob", "counter", "param", "task",
 ]  # fmt: skip
 
 _HOMES = {
@@ -53,7 +53,9 @@ _HOMES = {
         "CorruptData", "Fatal", "JobKilled", "JobrunnerError", "OutputBusy", "Refused", "SpecError", "TaskError",
         "Unavailable", "Unknown", "UnknownJob",
     ),
-    "jobrunner.shuffle.reducers": ("Count", "Max", "Min", "Sum"),
+    "jobrunner.shuffle.reducers": (
+        "Collect", "Count", "Distinct", "First", "Max", "Mean", "Min", "Sum", "TopK",
+    ),
     "jobrunner.worker.context": ("counter", "param", "task"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

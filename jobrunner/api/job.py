@@ -6,6 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobrunner.errors import SpecError
+from jobrunner.shuffle.reducers import Count, First, Max, Min, Ready, Sum
 
 if TYPE_CHECKING:
     from jobrunner.api.handle import JobResult
@@ -21,7 +22,9 @@ class Step:
     `map(record)` gives (key, value) pairs; `reduce(key, values)` gives output pairs, `values` being an iterator;
     `combine` has the signature of `reduce` and may run any number of times; `partition(key, reducers)` gives the
     reducer's index. Each may be a function, an object with `__call__`, or a class with setup(), `__call__`, close();
-    `reduce` may be a ready-made reducer: Sum(), Count(), Min(), Max().
+    `reduce` may be a ready-made reducer: Sum(), Count(), Min(), Max(), Mean(), Distinct(), TopK(n), First(), Collect().
+    With `sort_values` the values of a key arrive in the canonical order of keys, and must be of the types of keys; any
+    number of them, sorted on disk.
     """
 
     map: Callable[..., Any]
@@ -39,12 +42,25 @@ class Step:
             raise _wrong("combine", self.combine, "a function of key and values, a ready-made reducer, or None")
         if self.partition is not None and not callable(self.partition):
             raise _wrong("partition", self.partition, "a function of key and number of reducers, or None")
+        self._check_ready_made()
         if self.reduce is None:
             for word, value in (("combine", self.combine), ("partition", self.partition)):
                 if value is not None:
                     raise SpecError(f"{word}: given without reduce, allowed: only together with a reduce function")
             if self.sort_values:
                 raise SpecError("sort_values: found True without reduce, allowed: only together with a reduce function")
+
+    def _check_ready_made(self) -> None:
+        """Partial results of some reducers are no values: only the same reducer can go on with them."""
+        if self.sort_values and isinstance(self.reduce, Ready):
+            reason = "allowed: only with a reduce function, or Collect()"
+            raise SpecError(f"sort_values: found True with {self.reduce}, whose values have no order; {reason}")
+        if isinstance(self.combine, Ready) and self.combine != self.reduce:
+            if not isinstance(self.combine, Sum | Count | Min | Max | First):
+                allowed = "a function, Sum(), Count(), Min(), Max() or First()"
+                raise SpecError(f"combine: found {self.combine} with another reduce, allowed: {allowed}")
+            if self.sort_values:
+                raise SpecError(f"combine: found {self.combine} with sort_values, allowed: a function")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

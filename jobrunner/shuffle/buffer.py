@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from jobrunner.errors import TaskError
-from jobrunner.shuffle.columns import PICKLED, pickled_column
+from jobrunner.shuffle.columns import mean_column, pickled_column, pickled_values
 from jobrunner.shuffle.keys import STR_TAG, encode_keys, joined_keys
-from jobrunner.shuffle.reducers import Ready, Sum
+from jobrunner.shuffle.reducers import Mean, Ready, Sum
 
 CHUNK = 2_000
 
@@ -63,16 +63,17 @@ class KeyBuffer:
         try:
             text = STR_TAG.join(keys)
         except TypeError:
-            self._add_column(encode_keys(keys))
+            self.add_column(encode_keys(keys))
             return
         if text.count(STR_TAG) != len(keys) - 1:
-            self._add_column(encode_keys(keys))
+            self.add_column(encode_keys(keys))
             return
         self._texts.append(text)
         self._joined += len(keys)
         self.bytes += len(text) + 1
 
-    def _add_column(self, column: Any) -> None:
+    def add_column(self, column: Any) -> None:
+        """Take encoded keys."""
         self._close_texts()
         self._columns.append(column)
         self.bytes += column.nbytes
@@ -101,7 +102,7 @@ class ValueBuffer:
 
     def add(self, values: list[Any], keys: list[Any]) -> None:
         """Take mapped values, as `first` of the reducer if there is one; `keys` are for errors. Raises BadValue."""
-        if isinstance(self._reducer, Sum):
+        if isinstance(self._reducer, Sum | Mean):
             try:
                 self._extend("q", array("q", values))  # Takes bools as ints, as a sum does.
                 return
@@ -142,22 +143,14 @@ class ValueBuffer:
         parts, self._parts, self.bytes = self._parts, [], 0
         if not parts:
             return pa.array([], pa.int64())
-        columns = [_column(part) for part in parts]
-        if len(columns) == 1:
-            return columns[0]
-        return pa.concat_arrays([_pickle_column(column) for column in columns])
+        columns = [self._column(part) for part in parts]
+        return columns[0] if len(columns) == 1 else pa.concat_arrays(list(map(pickled_values, columns)))
 
-
-def _column(part: Any) -> Any:
-    if isinstance(part, list):
-        return pickled_column(part)
-    return pa.array(np.array(part))
-
-
-def _pickle_column(column: Any) -> Any:
-    if column.type == PICKLED:
-        return column
-    return pickled_column([pickle.dumps(value, 5) for value in column.to_pylist()])
+    def _column(self, part: Any) -> Any:
+        if isinstance(part, list):
+            return pickled_column(part)
+        numbers = pa.array(np.array(part))
+        return mean_column(numbers) if isinstance(self._reducer, Mean) else numbers
 
 
 def is_steady(value: Any) -> bool:

@@ -1,6 +1,10 @@
-"""Rows as columns: `key` (binary, encoded by keys.py) and `value` (int64, float64, or large_binary holding pickles).
+"""Rows as columns: `key` (binary, encoded by keys.py) and `value`, of one of these types:
 
-The type of a value column follows from the values alone: all exact ints of 64 bits, all exact floats, else pickles.
+    int64, float64                  all exact ints of 64 bits, all exact floats
+    struct(total, count)            partial results of Mean(): a tuple in Python; total is int64 or float64
+    binary                          encoded as keys are; only on the way to a reducer with sorted values
+    large_binary                    pickles: everything else
+The type of a value column follows from the values alone.
 """
 
 import pickle
@@ -12,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 PICKLED = pa.large_binary()
+ENCODED = pa.binary()
 
 
 def rows_schema(value_type: Any) -> Any:
@@ -45,11 +50,32 @@ def as_pickled(rows: Any) -> Any:
     values = rows.column("value")
     if values.type == PICKLED:
         return rows
-    return make_rows(rows.column("key"), pickled_column([pickle.dumps(value, 5) for value in values.to_pylist()]))
+    return make_rows(rows.column("key"), pickled_values(values))
+
+
+def pickled_values(values: Any) -> Any:
+    """A value column as pickles of its values."""
+    if values.type == PICKLED:
+        return values
+    return pickled_column([pickle.dumps(value, 5) for value in values_list(values)])
+
+
+def mean_column(totals: Any, counts: Any = None) -> Any:
+    """Partial results of Mean(): sums, and of how many values each is one (1 if not given)."""
+    if counts is None:
+        counts = pa.array(np.ones(len(totals), np.int64))
+    return pa.StructArray.from_arrays([totals, counts], names=["total", "count"])
+
+
+def is_mean(values: Any) -> bool:
+    return bool(pa.types.is_struct(values.type))
 
 
 def values_list(values: Any) -> list[Any]:
-    """A value column as Python values."""
+    """A value column as Python values; not of ENCODED ones, which keys.py reads."""
+    assert values.type != ENCODED
+    if is_mean(values):
+        return list(zip(values.field(0).to_pylist(), values.field(1).to_pylist(), strict=True))
     plain: list[Any] = values.to_pylist()
     return list(map(pickle.loads, plain)) if values.type == PICKLED else plain
 
@@ -107,14 +133,18 @@ def _is_binary(column: Any) -> bool:
 
 def _size(column: Any) -> int:
     if not _is_binary(column):
-        return 8 * len(column)
+        return _fixed_bytes(column) * len(column)
     offsets = column_offsets(column)
     return int(offsets[-1] - offsets[0])
+
+
+def _fixed_bytes(column: Any) -> int:
+    return 16 if is_mean(column) else 8
 
 
 def _ends(column: Any) -> Any:
     """Bytes of the column up to and including each row."""
     if not _is_binary(column):
-        return np.arange(1, len(column) + 1, dtype=np.int64) * 8
+        return np.arange(1, len(column) + 1, dtype=np.int64) * _fixed_bytes(column)
     offsets = column_offsets(column)
     return offsets[1:] - offsets[0]

@@ -10,18 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobrunner.shuffle.columns import make_rows, value_column, values_list
-from jobrunner.shuffle.keys import decode_key
-from jobrunner.shuffle.reducers import Count, Max, Min, Ready, Sum
+from jobrunner.shuffle.columns import is_mean, make_rows, mean_column, value_column, values_list
+from jobrunner.shuffle.keys import decode_key, decode_keys
+from jobrunner.shuffle.reducers import Count, Distinct, First, Max, Min, Ready, Sum, TopK
 
-_KERNELS: dict[type[Ready], str] = {Sum: "sum", Count: "sum", Min: "min", Max: "max"}
-_UFUNCS: dict[type[Ready], Any] = {Sum: np.add, Count: np.add, Min: np.minimum, Max: np.maximum}
+_KERNELS: dict[type[Ready], str] = {Sum: "sum", Count: "sum", Min: "min", Max: "max", Distinct: "min"}
+_UFUNCS: dict[type[Ready], Any] = {Sum: np.add, Count: np.add, Min: np.minimum, Max: np.maximum, Distinct: np.minimum}
 
 
 def fold_rows(rows: Any, reducer: Ready) -> Any:
     """Partial results `rows`, folded; keys in no order. Raises BadValue naming key and value."""
     if len(rows) == 0:
         return rows
+    if isinstance(reducer, First):
+        return _fold_firsts(rows.take(pc.sort_indices(rows.column("key"))))  # Arrow's sort is stable.
+    if is_mean(rows.column("value")):
+        return _fold_means(rows, reducer)
     if _vectorises(rows.column("value"), reducer):
         kernel = _KERNELS[type(reducer)]
         grouped = pa.Table.from_batches([rows]).group_by("key", use_threads=False).aggregate([("value", kernel)])
@@ -32,12 +36,15 @@ def fold_rows(rows: Any, reducer: Ready) -> Any:
 
 def fold_sorted(rows: Any, reducer: Ready) -> Any:
     """`fold_rows` of rows sorted by key; the result is sorted."""
+    if isinstance(reducer, First):
+        return _fold_firsts(rows)
+    if len(rows) > 1 and is_mean(rows.column("value")):
+        return _sorted(_fold_means(rows, reducer))
     if len(rows) < 2 or not _vectorises(rows.column("value"), reducer):
         return _fold_one_by_one(rows, reducer)
     if pa.types.is_float64(rows.column("value").type) and isinstance(reducer, Sum):
         # numpy adds in an order of its own; Arrow in row order, but loses the order of keys.
-        rows = fold_rows(rows, reducer)
-        return rows.take(pc.sort_indices(rows.column("key")))
+        return _sorted(fold_rows(rows, reducer))
     firsts = group_starts(rows.column("key"))
     if len(firsts) == len(rows):
         return rows
@@ -45,6 +52,50 @@ def fold_sorted(rows: Any, reducer: Ready) -> Any:
     return make_rows(
         rows.column("key").take(firsts), pa.array(kernel.reduceat(rows.column("value").to_numpy(), firsts))
     )
+
+
+def _sorted(rows: Any) -> Any:
+    return rows.take(pc.sort_indices(rows.column("key")))
+
+
+def _fold_firsts(rows: Any) -> Any:
+    """Of sorted rows, the first of each key."""
+    return rows.take(pa.array(group_starts(rows.column("key")))) if len(rows) > 1 else rows
+
+
+def _fold_means(rows: Any, reducer: Ready) -> Any:
+    """Partial results of Mean() in columns, folded; keys in no order."""
+    totals = rows.column("value").field(0)
+    if not _sums_fit(totals):
+        return _fold_one_by_one(rows, reducer)
+    table = pa.table({"key": rows.column("key"), "total": totals, "count": rows.column("value").field(1)})
+    grouped = table.group_by("key", use_threads=False).aggregate([("total", "sum"), ("count", "sum")])
+    means = mean_column(_whole(grouped.column("total_sum")), _whole(grouped.column("count_sum")))
+    return make_rows(_whole(grouped.column("key")), means)
+
+
+def gather_rows(rows: Any, reducer: TopK) -> Any:
+    """Mapped values to partial results, one row a key, sorted by key. Raises BadValue naming the key."""
+    rows = rows.take(pc.sort_indices(rows.column("key")))
+    if len(rows) == 0:
+        return rows
+    firsts = group_starts(rows.column("key"))
+    keys = rows.column("key").take(pa.array(firsts))
+    values, ends = values_list(rows.column("value")), [*firsts.tolist()[1:], len(rows)]
+    gathered: list[Any] = []
+    for start, end in zip(firsts.tolist(), ends, strict=True):
+        try:
+            gathered.append(reducer.gather(values[start:end]))
+        except TypeError as error:
+            raise reducer.refuse(decode_keys(keys)[len(gathered)], values[start:end], error) from error
+    return make_rows(keys, value_column(gathered))
+
+
+def count_groups(rows: Any) -> Any:
+    """Of sorted rows, one row (key, how many) a key; sorted."""
+    firsts = group_starts(rows.column("key"))
+    counts = np.diff(np.append(firsts, len(rows)))
+    return make_rows(rows.column("key").take(pa.array(firsts)), pa.array(counts.astype(np.int64)))
 
 
 def group_starts(keys: Any) -> Any:
@@ -76,7 +127,12 @@ def _vectorises(values: Any, reducer: Ready) -> bool:
         return isinstance(reducer, Min | Max) and not bool(doubtful.any())
     if not pa.types.is_int64(values.type):
         return False
-    if isinstance(reducer, Min | Max):
+    return isinstance(reducer, Min | Max | Distinct) or _sums_fit(values)
+
+
+def _sums_fit(values: Any) -> bool:
+    """Whether no sum of any of these numbers can wrap; one float can always be added to another."""
+    if pa.types.is_float64(values.type):
         return True
     bounds = pc.min_max(values)
     return bool(max(abs(bounds["min"].as_py()), abs(bounds["max"].as_py())) * len(values) < 1 << 63)

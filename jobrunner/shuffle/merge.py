@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from jobrunner.shuffle.blocks import PartitionFile
-from jobrunner.shuffle.columns import PICKLED, concat_rows
+from jobrunner.shuffle.columns import ENCODED, PICKLED, concat_rows
 from jobrunner.shuffle.fold import fold_sorted, group_starts
 from jobrunner.shuffle.keys import decode_keys
 from jobrunner.shuffle.limits import ShuffleLimits
@@ -176,8 +176,9 @@ class _Groups:
         self._last = keys[count - 1].as_py()
         self._keys = decode_keys(keys.take(firsts)) if len(firsts) < count else decode_keys(keys)
         self._starts = [*firsts.tolist(), count]
-        self._values: list[Any] = batch.column("value").to_pylist()
-        self._load_value = pickle.loads if batch.column("value").type == PICKLED else None
+        values = batch.column("value")
+        self._values: list[Any] = decode_keys(values) if values.type == ENCODED else values.to_pylist()
+        self._load_value = pickle.loads if values.type == PICKLED else None
         self._next = 0
         return True
 
@@ -235,7 +236,7 @@ class _Open:
 def combine_rows(rows: Any, combine: Callable[[Any, Iterator[Any]], Any]) -> list[tuple[Any, Any]]:
     """Run a user's combiner over sorted rows in memory; its output pairs, in order."""
     pairs: list[tuple[Any, Any]] = []
-    for key, values in grouped([rows]):
+    for key, values in grouped([rows] if len(rows) else []):
         result = combine(key, values)
         if result is not None:
             pairs.extend(result)

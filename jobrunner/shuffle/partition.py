@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobrunner.shuffle.columns import column_offsets
+from jobrunner.shuffle.columns import column_offsets, is_mean
 
 HASH_VERSION = 1
 
@@ -65,12 +65,14 @@ def partition_of(hashes: Words, reducers: int) -> "np.ndarray[Any, np.dtype[np.u
 
 
 def rows_digest(keys: Any, values: Any) -> int:
-    """Sum modulo 2^64 over rows of hash(key, value); `values` is int64, float64 or large_binary."""
+    """Sum modulo 2^64 over rows of hash(key, value); `values` is of any type of columns.py but ENCODED."""
     return int(np.add.reduce(_mix(_mix(hash_column(keys)) ^ _hash_values(values)), dtype=np.uint64))
 
 
 def _hash_values(values: Any) -> Words:
     if pa.types.is_large_binary(values.type):
         return hash_column(values) * _M2
+    if is_mean(values):
+        return _mix(_hash_values(values.field(0)) ^ _hash_values(values.field(1)) * _M2)
     bits: Words = np.frombuffer(values.buffers()[1], np.uint64)[values.offset : values.offset + len(values)]
     return _mix(bits + (_G if pa.types.is_int64(values.type) else _M1))

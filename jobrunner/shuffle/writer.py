@@ -7,6 +7,7 @@ What is combined and what is spilled depends on the pairs alone (their number an
 into calls of `add`), never on time or free memory: so a map that runs again on the same input writes the same rows.
 A ready-made reducer must be given as `combine`: rows are then its partial results. A combiner of the user runs while it
 pays: once it leaves more than 3/4 of 100,000 rows it is not called again.
+With `sort_values`, and for Distinct(), keys of rows are composite (composite.py): key and value, and 0 for a value.
 """
 
 import pickle
@@ -17,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from jobrunner.errors import TaskError
 from jobrunner.ids import AttemptId, Token
 from jobrunner.shuffle.blocks import PartitionFile
 from jobrunner.shuffle.buffer import CHUNK, KeyBuffer, ValueBuffer, chunks, is_steady, unzip
 from jobrunner.shuffle.columns import concat_rows, make_rows, rows_bytes, value_column
-from jobrunner.shuffle.fold import count_rows, fold_rows
+from jobrunner.shuffle.composite import compose, encode_values, split_composite
+from jobrunner.shuffle.fold import count_rows, fold_rows, gather_rows
 from jobrunner.shuffle.keys import decode_keys, encode_keys
 from jobrunner.shuffle.limits import ShuffleLimits, batch_bytes, buffer_bytes
 from jobrunner.shuffle.merge import combine_rows, merge_all, sort_rows
 from jobrunner.shuffle.partition import hash_column, partition_of, rows_digest
-from jobrunner.shuffle.reducers import Count, Ready
+from jobrunner.shuffle.reducers import Count, Distinct, First, Max, Min, Ready, TopK
 from jobrunner.shuffle.runs import FileRun, RowsRun, Run, even_batches, write_partition
 
 ROWS_MAX = 500_000  # Rows in the buffer before they become columns: keeps Arrow's group_by in the cache.
@@ -65,6 +68,8 @@ class MapOutputWriter:
         plan: ShuffleLimits,
         combine: Combine | None = None,
         partition_fn: Callable[[Any, int], int] | None = None,
+        *,
+        sort_values: bool = False,
     ) -> None:
         self._scratch, self._path = scratch_dir, path
         self._attempt, self._token = attempt, token
@@ -74,8 +79,10 @@ class MapOutputWriter:
         self._partition_fn = partition_fn
         self._half = buffer_bytes(plan) // 2
         self._keys = KeyBuffer()
-        self._values = ValueBuffer(self._fold)
+        self._values = ValueBuffer(None if isinstance(combine, TopK) else self._fold)
         self._counting = isinstance(combine, Count)  # Then values are not kept at all.
+        self._composite = "sort_values" if sort_values else "Distinct()" if isinstance(combine, Distinct) else ""
+        self._keeps = self._fold is None or isinstance(combine, Min | Max | First | TopK)  # Values as they are.
         self._careful = False  # Values may change after they were yielded: pickle each at once.
         self._chunk = 1
         self._rows = 0  # In the buffer.
@@ -97,10 +104,13 @@ class MapOutputWriter:
             return False
         keys, values = unzip(chunk)
         before = self._keys.bytes + self._values.bytes
-        self._keys.add(keys)
-        if not self._counting:
-            self._values.add(values, keys)
-            self._careful = self._fold is None and not is_steady(values[-1])
+        if self._composite:
+            self._keys.add_column(compose(encode_keys(keys), encode_values(keys, values, why=self._composite)))
+        else:
+            self._keys.add(keys)
+            if not self._counting:
+                self._values.add(values, keys)
+                self._careful = self._keeps and not is_steady(values[-1])
         if self._chunk < CHUNK or len(keys) == CHUNK:
             self._size_chunk(len(keys), self._keys.bytes + self._values.bytes - before)
         self._grown(len(keys))
@@ -164,25 +174,36 @@ class MapOutputWriter:
         keys = self._keys.take()
         if self._counting:
             return count_rows(keys)
-        rows = make_rows(keys, self._values.take())
+        rows = make_rows(keys, self._zeros(len(keys)) if self._composite else self._values.take())
+        if isinstance(self._fold, TopK):
+            return gather_rows(rows, self._fold)
         if self._fold is not None:
             return fold_rows(rows, self._fold)
         if self._combine is not None and self._combine_pays():
             return self._run_combine(rows)
         return rows
 
+    @staticmethod
+    def _zeros(count: int) -> Any:
+        return pa.array(np.zeros(count, np.int64))
+
     def _combine_pays(self) -> bool:
         return self._combined_in < _PAY_ROWS or self._combined_out * 4 <= self._combined_in * 3
 
     def _run_combine(self, rows: Any) -> Any:
         assert self._combine is not None
-        pairs = combine_rows(sort_rows(rows), self._combine)
+        rows = sort_rows(rows)
+        sorted_rows = make_rows(*split_composite(rows.column("key"))) if self._composite else rows
+        pairs = combine_rows(sorted_rows, self._combine)
         self._combined_in += len(rows)
         self._combined_out += len(pairs)
         if not pairs:
             return rows.slice(0, 0)
         keys, values = unzip(pairs)
-        return make_rows(encode_keys(keys), value_column(values))
+        if not self._composite:
+            return make_rows(encode_keys(keys), value_column(values))
+        composite = compose(encode_keys(keys), encode_values(keys, values, why=self._composite))
+        return make_rows(composite, self._zeros(len(keys)))
 
     def _spill(self) -> None:
         """Held rows to one sorted run a reducer, in a file under the scratch directory."""
@@ -202,7 +223,8 @@ class MapOutputWriter:
         if self._reducers == 1:
             yield rows
             return
-        where = self._partition_numbers(rows.column("key"))
+        keys = rows.column("key")
+        where = self._partition_numbers(split_composite(keys)[0] if self._composite else keys)
         rows = rows.take(np.argsort(where, kind="stable"))
         ends = np.cumsum(np.bincount(where, minlength=self._reducers)).tolist()
         for start, end in zip([0, *ends], ends, strict=False):

@@ -93,7 +93,15 @@ def _map_share(job: Job, share: list[Any], task: Task, scratch: Path, reducers: 
         reduce = job.step.reduce
         combine = reduce if isinstance(reduce, Ready) else ready_combiner(job.step.combine)
         writer = MapOutputWriter(
-            spills, path, attempt, Token(attempt.partition + 1), reducers, ShuffleSection(), combine, job.step.partition
+            spills,
+            path,
+            attempt,
+            Token(attempt.partition + 1),
+            reducers,
+            ShuffleSection(),
+            combine,
+            job.step.partition,
+            sort_values=job.step.sort_values,
         )
         items = list(_mapped(job, share))
         if isinstance(combine, Count):
@@ -117,7 +125,7 @@ def _reduce_share(
             pairs = list(reduce_partition(runs, reduce, ShuffleSection(), merges))
         else:
             function = ready_function(reduce)
-            body = reduce_partition(runs, function.call, ShuffleSection(), merges)
+            body = reduce_partition(runs, function.call, ShuffleSection(), merges, sort_values=job.step.sort_values)
             pairs = [*function.opening(), *body, *function.closing()]
     _add(counters, task)
     return pairs

@@ -72,6 +72,7 @@ def _map_to_blocks(run: wire.Run, plan: JobPlan, code: StepCode, task: Task, scr
         plan.shuffle,
         combine,
         code.partition,
+        sort_values=plan.shuffle.sort_values,
     )
     with source.placing(), blame(f"map function {source.function.name}", *_BAD_OUTPUT):
         if isinstance(combine, Count):

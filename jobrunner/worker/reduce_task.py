@@ -89,10 +89,10 @@ def _pairs(plan: JobPlan, code: StepCode, task: Task, runs: Sequence[Run], scrat
     if isinstance(code.reduce, Ready):
         return reduce_partition(watched, code.reduce, plan.shuffle, scratch)
     function = ready_function(code.reduce)
-    reduce = _metered(function, Meter(task.progress), sort_values=plan.shuffle.sort_values)
+    reduce = _metered(function, Meter(task.progress))
     return chain(
         function.opening(),
-        reduce_partition(watched, reduce, plan.shuffle, scratch),
+        reduce_partition(watched, reduce, plan.shuffle, scratch, sort_values=plan.shuffle.sort_values),
         chain.from_iterable(map(_closing, (function,))),  # Only when all keys are done.
     )
 
@@ -101,11 +101,9 @@ def _closing(function: UserFunction) -> Any:
     return function.closing()
 
 
-def _metered(function: UserFunction, meter: Meter, *, sort_values: bool) -> Callable[[Any, Iterator[Any]], Any]:
-    """The user's reducer; each value it takes is a sign of life. Sorted values of one key are held in memory."""
+def _metered(function: UserFunction, meter: Meter) -> Callable[[Any, Iterator[Any]], Any]:
+    """The user's reducer; each value it takes is a sign of life."""
     call = function.call
-    if sort_values:
-        return lambda key, values: call(key, iter(sorted(meter.watch(values))))
     return lambda key, values: call(key, meter.watch(values))
 
 

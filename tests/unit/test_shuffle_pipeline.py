@@ -40,7 +40,10 @@ def write(directory: Path, pairs: Any, *, number: int = 0, reducers: int = 1, co
     path = block_path(directory / "blocks", attempt, Token(7 + number))
     scratch = directory / f"scratch-{number}"
     scratch.mkdir(exist_ok=True)
-    writer = MapOutputWriter(scratch, path, attempt, Token(7 + number), reducers, PLAN, combine, how.get("partition"))
+    writer = MapOutputWriter(
+        scratch, path, attempt, Token(7 + number), reducers, PLAN, combine, how.get("partition"),
+        sort_values=how.get("sort_values", False),
+    )  # fmt: skip
     (writer.add_keys if how.get("bare") else writer.add)(pairs)
     return path, writer.finish()
 
@@ -56,7 +59,8 @@ def run(maps: list[Any], reducers: int, reduce: Any, combine: Any = None, **how:
         outputs = []
         for reducer in range(reducers):
             runs = [BytesRun(read_partition_bytes(path, reducer), str(path)) for path, _ in written]
-            outputs.append(list(reduce_partition(runs, reduce, PLAN, directory)))
+            sort_values = how.get("sort_values", False)
+            outputs.append(list(reduce_partition(runs, reduce, PLAN, directory, sort_values=sort_values)))
         left = [path.name for path in directory.rglob("*.run")] + [path.name for path in directory.rglob("*.tmp")]
         assert left == []
         return outputs, sum(summary.spills for _, summary in written)
