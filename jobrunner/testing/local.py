@@ -157,6 +157,8 @@ class LocalCluster:
     def _send(self, daemon: Daemon, number: signal.Signals) -> int:
         if daemon.alive:
             _kill(daemon.pid, number)
+        if number == signal.SIGKILL:  # Else `start_missing` may see it alive for an instant more.
+            wait_until(lambda: not daemon.alive, what=f"the end of pid {daemon.pid}")
         return daemon.pid
 
 
