@@ -27,6 +27,7 @@ from jobrunner.storage.readers import BadInput, InputChanged
 _OURS = os.path.dirname(os.path.abspath(jobrunner.__file__)) + os.sep
 _LIBRARIES = (
     "<frozen ",
+    *("fsspec/", "numpy/", "pyarrow/"),  # Frames of compiled code: pyarrow/ipc.pxi.
     *(os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep for module in (fsspec, numpy, pyarrow)),
 )
 _STANDARD = sysconfig.get_paths()["stdlib"] + os.sep

@@ -1,11 +1,13 @@
 """The small parts of a worker: logs, files, frames, the task context, the border to user code."""
 
+import io
 import itertools
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from jobrunner.control.messages import EndCause, InputPlace
@@ -225,6 +227,27 @@ def raised_by_us() -> BaseException:
     raise AssertionError
 
 
+def raised_by_arrow() -> BaseException:
+    """A write that fails under pyarrow, whose own frames have file names of a few words."""
+
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            raise OSError(28, "full")
+
+    batch = pyarrow.record_batch({"a": [1]})
+    try:
+        with pyarrow.ipc.new_stream(Full(), batch.schema) as stream:
+            stream.write_batch(batch)
+    except OSError as error:
+        own = error.__traceback__
+        assert own is not None
+        return error.with_traceback(own.tb_next)
+    raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -234,6 +257,7 @@ def raised_by_us() -> BaseException:
         (raised(MemoryError()), EndCause.MEMORY),
         (raised(OSError(28, "full")), EndCause.EXCEPTION),  # This frame is a user's, as far as it can know.
         (raised_by_us(), EndCause.STORAGE),
+        (raised_by_arrow(), EndCause.STORAGE),
         (StorageFailed("x"), EndCause.STORAGE),
         (InputChanged("x"), EndCause.INPUT_CHANGED),
         (BadValue("x"), EndCause.EXCEPTION),
