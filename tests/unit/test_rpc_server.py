@@ -14,7 +14,7 @@ from rpc_fakes import CLUSTER, MEMBER, SETTINGS, TOKEN, Ask, Recorder, dial, out
 
 from jobrunner.errors import Denied, Refused, SpecError, Unavailable
 from jobrunner.rpc.client import fetch, new_session
-from jobrunner.rpc.messages import PROTOCOL, Hello, Push, Request, Turned
+from jobrunner.rpc.messages import PROTOCOL, Hello, Push, Request, Turned, Welcome
 from jobrunner.rpc.server import RpcServer, bind, join_address, split_address
 
 GOOD = {"Authorization": f"Bearer {TOKEN}"}
@@ -102,12 +102,25 @@ def test_what_a_browser_could_be_made_to_send_is_refused() -> None:
     run(main)
 
 
+def test_a_client_that_knows_only_addresses_and_token_is_let_in() -> None:
+    """`--cluster ADDR --token-file FILE` names no cluster id; the token proves that the client belongs here."""
+
+    async def main() -> None:
+        handler = Recorder()
+        async with serving(handler) as server, aiohttp.ClientSession() as session:
+            wire = await raw_link(session, server.address, client_hello(cluster_id=""))
+            msgspec.msgpack.decode((await wire.receive()).data, type=Welcome)
+            await wire.close()
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"protocol": PROTOCOL + 1}, "protocol"),
         ({"cluster_id": "d" * 32}, "cluster"),
-        ({"cluster_id": ""}, "cluster"),
+        ({"cluster_id": "", "role": "worker", "identity": "a" * 32}, "cluster"),
         ({"role": "king"}, "role"),
         ({"role": "master", "identity": ""}, "uuid"),
         ({"role": "worker", "identity": "../etc"}, "uuid"),
