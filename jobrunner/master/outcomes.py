@@ -171,7 +171,9 @@ def _step_done(
         (TaskKind.CLEANUP, "done"): CommitEvent.CLEANED_UP,
     }
     event = events.get((table.spec.kind, item.outcome))
-    if event is None or table.state_of(0) == TaskState.DONE:
+    # A set-up that comes after the job's end has made its stage again, and is told to look after that.
+    late = table.spec.kind == TaskKind.SETUP and job.ended
+    if event is None or late or table.state_of(0) == TaskState.DONE:
         _end_if_running(state, job, table, item, EndCause.SUPERSEDED)
         return Verdict.GONE
     _finish(state, job, table, item)

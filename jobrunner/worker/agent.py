@@ -67,6 +67,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.1
 _COMMIT_TIMEOUT_S = 600.0  # At least: a user's short attempt.timeout_ms is about their functions.
 _RETRY_S = 0.5  # Between tries to fetch what an attempt needs.
+_LATE_S = 1.0  # Between looks at a job that has ended and is not yet cleaned up.
 _EARLY_MAX = 64  # Instructions kept for a session that is about to begin; the leader sends again what is lost.
 _TEMPLATES_MAX = 4  # Templates of jobs without an attempt here are ended above this.
 
@@ -372,18 +373,24 @@ class Agent:
     async def _clean_up_late(self, plan: JobPlan) -> None:
         """A set-up that did not count may have made the stage of a job that is over and tidy: then nobody else will
         look there again."""
-        try:
-            status = await self._masters.call(GetJob(plan.job))
-        except UnknownJob:  # Over for so long that it is forgotten.
-            status = None
-        except (Unavailable, Refused) as error:
-            logger.warning("%s: its stage may stay: %s", plan.job, error)
-            return
-        if status is None or (isinstance(status, JobStatus) and status.tidy):
+        while True:
             try:
-                await asyncio.to_thread(PosixCommit(plan).clean_up)
-            except (JobrunnerError, OSError) as error:
-                logger.warning("%s: its stage stays: %s", plan.job, error)
+                status = await self._masters.call(GetJob(plan.job))
+            except UnknownJob:  # Over for so long that it is forgotten.
+                break
+            except (Unavailable, Refused) as error:
+                logger.warning("%s: its stage may stay: %s", plan.job, error)
+                return
+            assert isinstance(status, JobStatus), status
+            if status.tidy:
+                break
+            if status.finished_ms is None:
+                return
+            await asyncio.sleep(_LATE_S)  # Its clean-up may just have looked for the last time.
+        try:
+            await asyncio.to_thread(PosixCommit(plan).clean_up)
+        except (JobrunnerError, OSError) as error:
+            logger.warning("%s: its stage stays: %s", plan.job, error)
 
     def _forget(self, job: JobId) -> None:
         self._pool.forget(job)

@@ -25,8 +25,12 @@ class Gate:
     def params(self) -> dict[str, str]:
         return {"gate": str(self.directory)}
 
-    def open(self, stage: str) -> None:
-        (self.directory / f"hold.{stage}").unlink()
+    def open(self, stage: str, what: str = "") -> None:
+        """Let all of a stage pass, or only the one that has come with `what`."""
+        if what:
+            (self.directory / f"pass.{stage}.{what}").touch()
+        else:
+            (self.directory / f"hold.{stage}").unlink()
 
     def pids(self, stage: str) -> list[int]:
         """Of the processes that came to the gate."""
@@ -35,9 +39,10 @@ class Gate:
 
 def _pass_gate(stage: str, what: str) -> None:
     gate = Path(param("gate"))
-    if (gate / f"hold.{stage}").exists():
+    hold, let = gate / f"hold.{stage}", gate / f"pass.{stage}.{what}"
+    if hold.exists():
         (gate / f"seen.{stage}.{what}.{os.getpid()}").touch()
-        while (gate / f"hold.{stage}").exists():
+        while hold.exists() and not let.exists():
             task().progress()
             time.sleep(0.02)
 

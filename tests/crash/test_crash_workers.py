@@ -112,11 +112,6 @@ def wake_until_ended(run: Run) -> None:
     wait_until(ended, timeout_s=60, what="the end of the job")
 
 
-def worker_of(cluster: LocalCluster, pid: int) -> int:
-    """Whose process it is."""
-    return next(n for n, daemon in enumerate(cluster.workers) if daemon.alive and pid in descendants(daemon.pid))
-
-
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +214,29 @@ def test_a_worker_that_wakes_changes_nothing(cluster: LocalCluster, tmp_path: Pa
     third.check()
 
 
+def test_a_set_up_that_wakes_after_the_job_leaves_nothing(cluster: LocalCluster, tmp_path: Path) -> None:
+    """It makes the stage of a job that is over and cleaned up: nobody else will ever look there again."""
+    cluster.kill_worker(0)
+    cluster.start_missing(env={"JOBRUNNER_FAILPOINTS": "commit.setup.before=pause"})
+    cluster.kill_worker(1)  # So that its session is the younger one: the set-up goes to the other.
+    cluster.start_missing(env={})
+    run = Run(cluster, tmp_path)
+    wait_until(lambda: stopped_slots(cluster, 0), what="a stopped set-up")
+    slots = stopped_slots(cluster, 0)
+    pids = cluster.pause(cluster.workers[0])
+    run.handle.kill()
+    assert run.handle.ended(30, tidy=True).state == JobState.KILLED
+    check_alone(run.output)
+    cluster.resume(slots)
+    wait_until(lambda: [path for path in tmp_path.iterdir() if ".jr-" in path.name], what="the stage made again")
+    cluster.resume(pids)
+    wait_until(lambda: not [path for path in tmp_path.iterdir() if ".jr-" in path.name], what="its clean-up")
+    wait_until(lambda: state_of(cluster, 0) == "live", what="the woken worker's new session")
+    cluster.kill_worker(0)  # Its failpoint with it.
+    time.sleep(0.5)
+    check_alone(run.output)
+
+
 def state_of(cluster: LocalCluster, number: int) -> str:
     return next((worker.state for worker in cluster.status().workers if worker.id == number), "")
 
@@ -264,25 +282,17 @@ def test_a_map_that_is_not_deterministic_fails_once_something_is_sealed(cluster:
     """Half of the output would be of one run of the map, half of another."""
     run = Run(cluster, tmp_path, "reduce", job=random_map, reducers=8, slow=6)
     run.wait_at_gate("reduce", 4)
-    one, other = (pids_of(cluster, run, number) for number in (0, 1))
-    assert len(one) == len(other) == 2
-    hold = run.gate.directory / "hold.reduce"
-    hold.rename(run.gate.directory / "hold.opened")
+    run.gate.open("reduce", "slow0")
     run.wait_for("reduce", lambda stage: stage.done > 0, "a sealed partition")
-    hold.touch()
     cluster.kill_worker(1)
-    hold.unlink()
+    run.wait_for("reduce", lambda stage: stage.attempts["lost"] > 0, "lost reduces")
+    run.gate.open("reduce")
     status = run.handle.ended(60, tidy=True)
-    if status.state == JobState.COMMITTED:
-        pytest.skip("every partition was sealed before the worker was killed")
+    assert status.state == JobState.FAILED
     assert status.error is not None and status.error.kind == "not_deterministic"
     assert "your map is not deterministic" in status.error.message
     assert not run.output.exists()
     check_alone(run.output)
-
-
-def pids_of(cluster: LocalCluster, run: Run, number: int) -> list[int]:
-    return [pid for pid in run.gate.pids("reduce") if worker_of(cluster, pid) == number]
 
 
 def test_a_map_that_is_not_deterministic_passes_before_any_seal(pausing: LocalCluster, tmp_path: Path) -> None:

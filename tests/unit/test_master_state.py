@@ -545,6 +545,23 @@ def test_a_killed_job_publishes_nothing_and_a_committing_one_cannot_be_killed(cl
     assert cluster.propose(Kill(other, "again")) == JobState.KILLED
 
 
+def test_a_set_up_that_comes_after_the_end_does_not_count(cluster: FakeCluster) -> None:
+    """It may have made the stage again after its clean-up; only GONE makes its worker look after that."""
+    cluster.submit()
+    cluster.register(1)
+    cluster.register(2)
+    cluster.tick()
+    cluster.tick()
+    ((worker, late),) = cluster.running("setup")
+    cluster.propose(EndSession(worker, "silent"))
+    cluster.propose(Kill(JOB, "enough"))
+    assert cluster.finish(worker, late) == Verdict.GONE
+    cluster.end()
+    assert cluster.state.jobs[JOB].tidy
+    assert cluster.finish(worker, late) == Verdict.GONE
+    assert cluster.job == JobState.KILLED
+
+
 def test_a_refused_publication_is_retracted_and_the_job_fails_with_its_reason(cluster: FakeCluster) -> None:
     """A foreign directory in the way must not cost data, nor hang the job."""
     start_job(cluster, maps=2, reduces=1)
