@@ -3,8 +3,9 @@
     python tests/benchmarks/recovery.py [--rounds 5] [--set section.key=value]...
 
 (a) The leading master is killed while short maps run: until the first attempt that the next leader assigns starts.
-(b) A worker's agent is killed while a long map runs: until another worker starts that map.
-Times are from just before kill -9 to the first line of the attempt's user code, by the wall clock of this machine.
+(b) The same, with the leader stopped (SIGSTOP) instead: its sockets stay open, so only its silence tells.
+(c) A worker's agent is killed while a long map runs: until another worker starts that map.
+Times are from just before the signal to the first line of the attempt's user code, by the wall clock of this machine.
 """
 
 import argparse
@@ -13,11 +14,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jobrunner import Count, Job, param, task
 from jobrunner.api.handle import JobHandle
+from jobrunner.cluster.directory import Daemon
 from jobrunner.ids import Epoch, JobId
 from jobrunner.master.commands import Assign, decode_entry
 from jobrunner.raft.messages import EntryKind
@@ -71,17 +73,29 @@ def wait_whole(cluster: LocalCluster) -> None:
 
 
 def leader_killed(cluster: LocalCluster, root: Path) -> float:
+    gap_s = _without_leader(cluster, root, lambda leader: [cluster.kill_master(leader.id)])
+    cluster.start_missing()
+    return gap_s
+
+
+def leader_stopped(cluster: LocalCluster, root: Path) -> float:
+    stopped: list[int] = []
+    try:
+        return _without_leader(cluster, root, lambda leader: stopped.extend(cluster.pause(leader)))
+    finally:
+        cluster.resume(stopped)
+
+
+def _without_leader(cluster: LocalCluster, root: Path, strike: Callable[[Daemon], object]) -> float:
     wait_whole(cluster)
     work = Round(cluster, root, tasks=100, seconds=_SHORT_S)
     wait_until(lambda: len(work.started()) > 20)
-    epoch = cluster.status().epoch
-    killed_at = time.time()
-    slot = cluster.kill_leader()
+    epoch, leader = cluster.status().epoch, cluster.leader()
+    struck_at = time.time()
+    strike(leader)
     work.handle.wait(120)
-    later = assigned_after(cluster, work.handle.id, Epoch(epoch), except_slot=slot)
-    gap_s = min(at for partition, _, at in work.started() if partition in later) - killed_at
-    cluster.start_missing()
-    return gap_s
+    later = assigned_after(cluster, work.handle.id, Epoch(epoch), except_slot=leader.id)
+    return min(at for partition, _, at in work.started() if partition in later) - struck_at
 
 
 def assigned_after(cluster: LocalCluster, job: JobId, epoch: Epoch, *, except_slot: int) -> set[int]:
@@ -112,6 +126,9 @@ def worker_killed(cluster: LocalCluster, root: Path) -> float:
     return max(at for p, _, at in work.started() if p == partition) - killed_at
 
 
+_MEASURES = {"leader killed": leader_killed, "leader stopped": leader_stopped, "worker killed": worker_killed}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="kills of each kind (default 5)")
@@ -122,7 +139,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="jobrunner-recovery-") as name:
         root = Path(name)
         with LocalCluster(masters=3, workers=2, slots=2, settings=settings, directory=root / "cluster") as cluster:
-            for title, measure in (("leader killed", leader_killed), ("worker killed", worker_killed)):
+            for title, measure in _MEASURES.items():
                 gaps_s = [measure(cluster, root / f"{title} {number}") for number in range(options.rounds)]
                 ms = [gap_s * 1000 for gap_s in gaps_s]
                 print(f"{title}: median {statistics.median(ms):.0f} ms, min {min(ms):.0f}, max {max(ms):.0f}, "
