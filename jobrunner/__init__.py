@@ -36,13 +36,15 @@ if TYPE_CHECKING:
         Unknown,
         UnknownJob,
     )
+    from jobrunner.shuffle.batch import batch
     from jobrunner.shuffle.reducers import Collect, Count, Distinct, First, Max, Mean, Min, Sum, TopK
     from jobrunner.worker.context import counter, param, task
 
 __all__ = [
     "Client", "Collect", "CorruptData", "Count", "Distinct", "Fatal", "First", "Job", "JobHandle", "JobKilled",
     "JobResult", "JobrunnerError", "Max", "Mean", "Min", "OutputBusy", "Refused", "SpecError", "Step", "Sum",
-    "TaskError", "TopK", "Unavailable", "Unknown", "UnknownJob", "counter", "param", "task",
+    "TaskError", "TopK", "Unavailable", "Unknown", "UnknownJob", "batch", "counter", "param",
+    "task",
 ]  # fmt: skip
 
 _HOMES = {
@@ -53,6 +55,7 @@ _HOMES = {
         "CorruptData", "Fatal", "JobKilled", "JobrunnerError", "OutputBusy", "Refused", "SpecError", "TaskError",
         "Unavailable", "Unknown", "UnknownJob",
     ),
+    "jobrunner.shuffle.batch": ("batch",),
     "jobrunner.shuffle.reducers": (
         "Collect", "Count", "Distinct", "First", "Max", "Mean", "Min", "Sum", "TopK",
     ),

@@ -24,9 +24,9 @@ def fold_rows(rows: Any, reducer: Ready) -> Any:
         return rows
     if isinstance(reducer, First):
         return _fold_firsts(rows.take(pc.sort_indices(rows.column("key"))))  # Arrow's sort is stable.
-    if is_mean(rows.column("value")):
-        return _fold_means(rows, reducer)
-    if _vectorises(rows.column("value"), reducer):
+    if vectorises(rows.column("value"), reducer):
+        if is_mean(rows.column("value")):
+            return _fold_means(rows)
         kernel = _KERNELS[type(reducer)]
         grouped = pa.Table.from_batches([rows]).group_by("key", use_threads=False).aggregate([("value", kernel)])
         grouped = grouped.combine_chunks()
@@ -38,10 +38,10 @@ def fold_sorted(rows: Any, reducer: Ready) -> Any:
     """`fold_rows` of rows sorted by key; the result is sorted."""
     if isinstance(reducer, First):
         return _fold_firsts(rows)
-    if len(rows) > 1 and is_mean(rows.column("value")):
-        return _sorted(_fold_means(rows, reducer))
-    if len(rows) < 2 or not _vectorises(rows.column("value"), reducer):
+    if len(rows) < 2 or not vectorises(rows.column("value"), reducer):
         return _fold_one_by_one(rows, reducer)
+    if is_mean(rows.column("value")):
+        return _sorted(_fold_means(rows))
     if pa.types.is_float64(rows.column("value").type) and isinstance(reducer, Sum):
         # numpy adds in an order of its own; Arrow in row order, but loses the order of keys.
         return _sorted(fold_rows(rows, reducer))
@@ -63,12 +63,10 @@ def _fold_firsts(rows: Any) -> Any:
     return rows.take(pa.array(group_starts(rows.column("key")))) if len(rows) > 1 else rows
 
 
-def _fold_means(rows: Any, reducer: Ready) -> Any:
+def _fold_means(rows: Any) -> Any:
     """Partial results of Mean() in columns, folded; keys in no order."""
-    totals = rows.column("value").field(0)
-    if not _sums_fit(totals):
-        return _fold_one_by_one(rows, reducer)
-    table = pa.table({"key": rows.column("key"), "total": totals, "count": rows.column("value").field(1)})
+    totals, counts = rows.column("value").field(0), rows.column("value").field(1)
+    table = pa.table({"key": rows.column("key"), "total": totals, "count": counts})
     grouped = table.group_by("key", use_threads=False).aggregate([("total", "sum"), ("count", "sum")])
     means = mean_column(_whole(grouped.column("total_sum")), _whole(grouped.column("count_sum")))
     return make_rows(_whole(grouped.column("key")), means)
@@ -117,7 +115,12 @@ def count_rows(keys: Any) -> Any:
     return make_rows(_whole(grouped.column("key")), _whole(grouped.column("count_all")))
 
 
-def _vectorises(values: Any, reducer: Ready) -> bool:
+def vectorises(values: Any, reducer: Ready) -> bool:
+    """Whether columns are enough: kernels give exactly what Python gives for these partial results."""
+    if isinstance(reducer, First):
+        return True
+    if is_mean(values):
+        return _sums_fit(values.field(0))
     if pa.types.is_float64(values.type):
         if isinstance(reducer, Sum):
             return True

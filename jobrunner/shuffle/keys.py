@@ -263,12 +263,17 @@ def encode_keys(keys: Sequence[Any]) -> Any:
             numbers = np.array(array("q", keys))
         except OverflowError:
             return pa.array(map(encode_key, keys), pa.binary())
-        return _fixed(_INT + b"\x80", numbers.view(np.uint64) ^ np.uint64(_TOP))
+        return encode_ints(numbers)
     if kinds == {float}:
         bits = (np.array(keys, np.float64) + 0.0).view(np.uint64).copy()
         bits[np.isnan(np.array(keys, np.float64))] = np.uint64(_NAN_BITS)
         return _fixed(_FLOAT, np.where(bits >> np.uint64(63), ~bits, bits | np.uint64(_TOP)))
     return pa.array(list(map(encode_key, keys)), pa.binary())
+
+
+def encode_ints(numbers: "np.ndarray[Any, np.dtype[np.int64]]") -> Any:
+    """int64 keys as an encoded column."""
+    return _fixed(_INT + b"\x80", numbers.view(np.uint64) ^ np.uint64(_TOP))
 
 
 def _fixed(head: bytes, words: "np.ndarray[Any, np.dtype[np.uint64]]") -> Any:

@@ -33,6 +33,7 @@ from jobrunner.shuffle.merge import combine_rows, merge_all, sort_rows
 from jobrunner.shuffle.partition import hash_column, partition_of, rows_digest
 from jobrunner.shuffle.reducers import Count, Distinct, First, Max, Min, Ready, TopK
 from jobrunner.shuffle.runs import FileRun, RowsRun, Run, even_batches, write_partition
+from jobrunner.shuffle.tables import rows_of, table_pieces
 
 ROWS_MAX = 500_000  # Rows in the buffer before they become columns: keeps Arrow's group_by in the cache.
 
@@ -54,8 +55,8 @@ class BlockSummary:
 class MapOutputWriter:
     """Writes the block file of one map attempt to `path`; spills go to `scratch_dir`, which must exist.
 
-    Give it pairs with `add` (or bare keys with `add_keys`), then call `finish` once. Raises UnsupportedKey, BadPair and
-    BadValue for what user code gave. Not for several threads.
+    Give it pairs with `add` (or bare keys with `add_keys`, or tables with `add_table`), then call `finish` once. Raises
+    UnsupportedKey, BadPair and BadValue for what user code gave. Not for several threads.
     """
 
     def __init__(
@@ -146,17 +147,32 @@ class MapOutputWriter:
             self._keys.add(chunk)
             self._grown(len(chunk))
 
+    def add_table(self, given: Any) -> int:
+        """Take a pa.RecordBatch or pa.Table of columns key and value (value not needed with Count()); return its rows.
+
+        Raises BadPair for another. The result is that of `add` of its rows as pairs, combined in larger pieces.
+        """
+        for keys, values in table_pieces(given, bytes_max=self._half // 2, bare=self._counting):
+            self._flush()
+            rows = rows_of(keys, values, self._fold, composite=self._composite)
+            self._keep(self._run_combine(rows) if self._combine is not None and self._combine_pays() else rows)
+        return len(given)
+
     def _grown(self, rows: int) -> None:
         self._rows += rows
         if self._rows >= ROWS_MAX or self._keys.bytes + self._values.bytes + 8 * self._rows >= self._half:
             self._flush()
 
     def _flush(self) -> None:
-        """Buffer to held rows; held rows to a spill once they exceed half of the buffer."""
+        """Buffer to held rows."""
         if not self._rows:
             return
         self._rows = 0
-        self._hold(self._take_rows())
+        self._keep(self._take_rows())
+
+    def _keep(self, rows: Any) -> None:
+        """Rows that are combined to held rows, which spill once they exceed half of the buffer."""
+        self._hold(rows)
         if self._held_bytes >= self._half:
             if self._fold is not None and len(self._held) > 1:
                 rows = fold_rows(concat_rows(self._held), self._fold)

@@ -75,10 +75,9 @@ class LineReader:
         self._errors, self._line_bytes_max, self._counters = errors, line_bytes_max, counters
         self._data = b""
         self._offset = 0  # Of `_data` in the file.
-        self._lines = self._read()
 
     def __iter__(self) -> Iterator[list[str]]:
-        return self._lines
+        return map(self._decode, self._pieces_of_bytes())
 
     def place(self, line: int) -> Place:
         """Where the line with this number in the last list begins. Searches, so only for reports."""
@@ -87,7 +86,7 @@ class LineReader:
             at = self._data.index(b"\n", at) + 1
         return Place(self.url, self._offset + at)
 
-    def _read(self) -> Iterator[list[str]]:
+    def _pieces_of_bytes(self) -> Iterator[bytes]:
         for piece in self._pieces:
             planned = self._inputs[piece.file]
             self.url = planned.url
@@ -101,7 +100,7 @@ class LineReader:
             with file:
                 for data in self._whole_lines(file, planned, piece):
                     self._data = data
-                    yield self._decode(data)
+                    yield data
                     self._offset += len(data)
             self._compare(planned)
 

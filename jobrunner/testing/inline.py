@@ -9,13 +9,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobrunner.api.job import Job
 from jobrunner.ids import AttemptId, JobId, StageName, Token, job_id_from_number
+from jobrunner.shuffle.batch import is_batch
 from jobrunner.shuffle.blocks import read_partition_bytes
 from jobrunner.shuffle.keys import UnsupportedKey, encode_key
 from jobrunner.shuffle.reduce import reduce_partition
 from jobrunner.shuffle.reducers import Count, Ready
 from jobrunner.shuffle.runs import BytesRun
+from jobrunner.shuffle.tables import table_pairs
 from jobrunner.shuffle.writer import MapOutputWriter
 from jobrunner.spec.settings import ShuffleSection
 from jobrunner.worker.context import Task, running
@@ -70,7 +74,13 @@ def _attempt(stage: StageName, partition: int) -> AttemptId:
 
 
 def _mapped(job: Job, share: list[Any]) -> Iterable[Any]:
+    """What map gives: pairs, or tables of a batch function."""
     function = ready_function(job.step.map)
+    if function.batch:
+        lines = pa.RecordBatch.from_arrays([pa.array(share, pa.string())], names=["line"])
+        given = [function.opening(), function.call(lines) if share else None, function.closing()]
+        yield from (table for table in given if table is not None and not isinstance(table, tuple))
+        return
     yield from function.opening()
     for record in share:
         yield from function.call(record) or ()
@@ -79,7 +89,10 @@ def _mapped(job: Job, share: list[Any]) -> Iterable[Any]:
 
 def _map_only(job: Job, share: list[Any], task: Task, counters: dict[str, int]) -> list[tuple[Any, Any]]:
     with running(task):
-        pairs = [(key, value) for key, value in _mapped(job, share)]
+        items = _mapped(job, share)
+        if is_batch(job.step.map):
+            items = chain.from_iterable(map(table_pairs, items))
+        pairs = [(key, value) for key, value in items]
     _add(counters, task)
     return pairs
 
@@ -104,7 +117,10 @@ def _map_share(job: Job, share: list[Any], task: Task, scratch: Path, reducers: 
             sort_values=job.step.sort_values,
         )
         items = list(_mapped(job, share))
-        if isinstance(combine, Count):
+        if is_batch(job.step.map):
+            for table in items:
+                writer.add_table(table)
+        elif isinstance(combine, Count):
             writer.add_keys(item[0] if isinstance(item, tuple | list) and len(item) == 2 else item for item in items)
         else:
             writer.add(items)

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, filterfalse
 from operator import is_, length_hint
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from jobrunner.commit.backends import PosixCommit
 from jobrunner.commit.names import part_name
@@ -24,9 +24,11 @@ from jobrunner.shuffle.blocks import block_path
 from jobrunner.shuffle.buffer import BadPair, chunks
 from jobrunner.shuffle.keys import UnsupportedKey
 from jobrunner.shuffle.reducers import BadValue, Count, Ready
+from jobrunner.shuffle.tables import table_pairs
 from jobrunner.shuffle.writer import MapOutputWriter
+from jobrunner.storage.batches import BatchReader
 from jobrunner.storage.filesystem import is_local, local_path
-from jobrunner.storage.readers import BadInput, LineReader, read_lines
+from jobrunner.storage.readers import BadInput, LineReader
 from jobrunner.storage.writers import BadOutput, TextWriter
 from jobrunner.worker import wire
 from jobrunner.worker.context import SplitInfo, Task, running
@@ -40,6 +42,8 @@ from jobrunner.worker.user_code import (
     ready_combiner,
     ready_function,
 )
+
+Reader = TypeVar("Reader", bound=LineReader)
 
 _BAD_OUTPUT = (UnsupportedKey, BadPair, BadValue, BadOutput)
 
@@ -75,7 +79,10 @@ def _map_to_blocks(run: wire.Run, plan: JobPlan, code: StepCode, task: Task, scr
         sort_values=plan.shuffle.sort_values,
     )
     with source.placing(), blame(f"map function {source.function.name}", *_BAD_OUTPUT):
-        if isinstance(combine, Count):
+        if source.function.batch:
+            for table in source.tables():
+                source.emitted(writer.add_table(table))
+        elif isinstance(combine, Count):
             _add_counted(writer, source.pairs())
         else:
             writer.add(source.pairs())
@@ -91,7 +98,7 @@ def _map_to_output(run: wire.Run, plan: JobPlan, code: StepCode, task: Task) -> 
         file = output.create(part_name(attempt.partition, plan.output.extension))
         writer = TextWriter(cast("BinaryIO", file))
         with source.placing(), blame(f"map function {source.function.name}", *_BAD_OUTPUT):
-            writer.write_pairs(source.pairs())
+            writer.write_pairs(source.table_pairs() if source.function.batch else source.pairs())
         file.records = writer.records
         task.progress()
         files = output.seal()
@@ -108,6 +115,10 @@ def _add_counted(writer: MapOutputWriter, items: Iterable[Any]) -> None:
             writer.add_keys([item[0] if isinstance(item, tuple | list) and len(item) == 2 else item for item in chunk])
 
 
+def _closing(function: UserFunction) -> Any:
+    return function.closing()
+
+
 class Mapped:
     """A split's records through the user's map. One stream; it knows which record it is at."""
 
@@ -119,6 +130,7 @@ class Mapped:
         self._meter = Meter(task.progress)
         self._read_counters: dict[str, int] = {}
         self._records = 0
+        self._table_rows = 0
         self._reader: LineReader | None = None  # None while no record is worked on.
         self._line = 0  # Of the reader's last list: where the slice now mapped ends.
         self._slice: Iterator[str] = iter(())
@@ -127,12 +139,26 @@ class Mapped:
         """What map gives for every record in order, between what setup() and close() give."""
         return self._meter.watch(chain.from_iterable(self._parts()))
 
+    def tables(self) -> Iterator[Any]:
+        """What a batch function gives for every batch in order, between what setup() and close() give."""
+        for given in chain((self.function.opening(),), self._mapped_batches(), map(_closing, (self.function,))):
+            if given is not None and not isinstance(given, tuple):
+                yield given
+
+    def table_pairs(self) -> Iterator[Any]:
+        """`tables` as pairs."""
+        return self._meter.watch(chain.from_iterable(map(table_pairs, self.tables())))
+
+    def emitted(self, rows: int) -> None:
+        """A table of `rows` rows was taken."""
+        self._table_rows += rows
+
     def counters(self) -> dict[str, int]:
         """Ours and the user's, those of 0 left out."""
         ours = {
             "input.records": self._records,
             "input.bytes": sum(piece.length for piece in self._pieces),
-            "map.output_records": self._meter.count,
+            "map.output_records": self._meter.count + self._table_rows,
             **self._read_counters,
         }
         return {**self._task.counted(), **{name: count for name, count in ours.items() if count}}
@@ -159,20 +185,33 @@ class Mapped:
         self._reader = None
         yield self.function.closing()
 
+    def _mapped_batches(self) -> Iterator[Any]:
+        for piece in self._pieces:
+            reader = self._open(piece, BatchReader)
+            for batch in reader.batches():
+                self._reader, self._line, self._slice = reader, 0, iter(())
+                yield self.function.call(batch)
+                self._reader = None
+                self._records += len(batch)
+                self._task.progress()
+
+    def _open(self, piece: Piece, kind: type[Reader]) -> Reader:
+        url = self._plan.inputs[piece.file].url
+        self._task.split = SplitInfo(local_path(url) if is_local(url) else url, piece.start, piece.length)
+        return kind(
+            self._plan.inputs,
+            [piece],
+            errors=self._plan.input.errors,
+            line_bytes_max=self._plan.input.line_bytes_max,
+            counters=self._read_counters,
+        )
+
     def _lines(self) -> Iterator[Iterator[str]]:
         """The lines of every piece, some at a time, so that the clock is looked at now and then."""
         size = 1
         clock = self._task.clock
         for piece in self._pieces:
-            url = self._plan.inputs[piece.file].url
-            self._task.split = SplitInfo(local_path(url) if is_local(url) else url, piece.start, piece.length)
-            reader = read_lines(
-                self._plan.inputs,
-                [piece],
-                errors=self._plan.input.errors,
-                line_bytes_max=self._plan.input.line_bytes_max,
-                counters=self._read_counters,
-            )
+            reader = self._open(piece, LineReader)
             for lines in reader:
                 self._reader, self._line = reader, 0
                 while self._line < len(lines):

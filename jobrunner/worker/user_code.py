@@ -21,6 +21,7 @@ import pyarrow
 import jobrunner
 from jobrunner.control.messages import EndCause, InputPlace
 from jobrunner.errors import CorruptData, Fatal, Refused, StorageFailed, TaskError
+from jobrunner.shuffle.batch import is_batch
 from jobrunner.shuffle.reducers import Ready
 from jobrunner.storage.readers import BadInput, InputChanged
 
@@ -69,6 +70,7 @@ class UserFunction:
     setup: Callable[[], Any] | None = None
     close: Callable[[], Any] | None = None
     always_iterable: bool = False  # A generator function never returns None.
+    batch: bool = False  # Takes and gives Arrow.
 
     def opening(self) -> Iterable[Any]:
         """Pairs of setup(); runs it."""
@@ -83,7 +85,8 @@ def ready_function(given: Any) -> UserFunction:
     """A class is instantiated, an object with state is copied, a function is itself. Runs user code."""
     name = function_name(given)
     if inspect.isroutine(given):
-        return UserFunction(name, given, always_iterable=inspect.isgeneratorfunction(given))
+        generator = inspect.isgeneratorfunction(given)
+        return UserFunction(name, given, always_iterable=generator, batch=is_batch(given))
     made = given() if isinstance(given, type) else copy.deepcopy(given)
     return UserFunction(
         name,
@@ -91,6 +94,7 @@ def ready_function(given: Any) -> UserFunction:
         getattr(made, "setup", None),
         getattr(made, "close", None),
         inspect.isgeneratorfunction(getattr(type(made), "__call__", None)),  # noqa: B004 - to look at, not to call
+        is_batch(made),
     )
 
 

@@ -44,7 +44,9 @@ def write(directory: Path, pairs: Any, *, number: int = 0, reducers: int = 1, co
         scratch, path, attempt, Token(7 + number), reducers, PLAN, combine, how.get("partition"),
         sort_values=how.get("sort_values", False),
     )  # fmt: skip
-    (writer.add_keys if how.get("bare") else writer.add)(pairs)
+    add = writer.add_table if how.get("table") else writer.add_keys if how.get("bare") else writer.add
+    for some in pairs if how.get("tables") else [pairs]:
+        (writer.add_table if how.get("tables") else add)(some)
     return path, writer.finish()
 
 
