@@ -6,7 +6,9 @@
         Fatal         raised by user code: fail the job, no retries
       JobKilled       somebody killed the job                             exit 4
       Refused         a rule says no; asking again will not help          exit 2
-        NotLeader, SessionEnded, UnknownJob, OutputBusy, JobEnded, Denied, CommitRefused
+        NotLeader, SessionEnded, UnknownJob, OutputBusy, JobEnded, Denied, CommitRefused, LockBusy, Compacted
+        LockLost      the lock is no longer this program's: stop           exit 3
+          LockInDoubt   it may be, the masters do not say so: stop
       Unavailable     time may mend it; the only kind that is retried     exit 3
         Unknown       the request may or may not have been carried out
       CorruptData     the operator: what was stored is not what is read   exit 5
@@ -84,6 +86,24 @@ class CommitRefused(Refused):
     """The output cannot be written: a foreign one is there, no permission, a disk that stays full. Field `url`."""
 
 
+class LockBusy(Refused):
+    """Somebody else holds the lock, and the time to wait is over. Fields `name`, `owner`."""
+
+
+class LockLost(Refused):
+    """The lock is no longer held: whatever it protects must not be touched any more. Field `name`."""
+
+    exit_status = 3
+
+
+class LockInDoubt(LockLost):
+    """No master confirmed the lease in time. It may still be ours, and may come back; nothing may be relied on."""
+
+
+class Compacted(Refused):
+    """The changes asked for are no longer kept: read everything anew. Field `compacted`: the last revision dropped."""
+
+
 class Denied(Refused):
     """Wrong token, cluster or protocol version."""
 
@@ -118,8 +138,8 @@ _BY_NAME: dict[str, type[JobrunnerError]] = {
     kind.__name__: kind
     for kind in (
         JobrunnerError, SpecError, TaskError, Fatal, JobKilled, Refused, NotLeader, SessionEnded, UnknownJob,
-        OutputBusy, JobEnded, CommitRefused, Denied, Unavailable, Unknown, CorruptData, StorageFailed, StageGone,
-        LogTooNew,
+        OutputBusy, JobEnded, CommitRefused, LockBusy, LockLost, LockInDoubt, Compacted, Denied, Unavailable, Unknown,
+        CorruptData, StorageFailed, StageGone, LogTooNew,
     )
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ StageName = NewType("StageName", str)
 MemberId = NewType("MemberId", str)  # Uuid (32 hex digits) of a master's data directory; never used again.
 DirectoryId = NewType("DirectoryId", str)  # Uuid (32 hex digits) of a worker's data directory.
 SessionId = NewType("SessionId", int)  # A worker's registration; from the token counter, so it rises for ever.
+ClientId = NewType("ClientId", int)  # A client's session for locks and small values; from the token counter.
 Token = NewType("Token", int)  # Rises for ever; one per assignment; in every name the attempt writes.
 Epoch = NewType("Epoch", int)  # One per leadership; rises for ever.
 Hash = NewType("Hash", str)  # sha256 of a blob, 64 hex digits.

@@ -9,15 +9,9 @@ from enum import StrEnum
 
 import msgspec
 
+from jobrunner.control.locks import LockMessage
+from jobrunner.control.values import Message, Value
 from jobrunner.ids import AttemptId, Epoch, Hash, JobId, SessionId, StageName, TaskId, Token
-
-
-class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a message."""
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True, tag_field="type"):
-    """A request, a reply or a push; its tag is its class name."""
 
 
 class TaskKind(StrEnum):
@@ -514,7 +508,7 @@ AnyMessage = (
     RegisterWorker | Registered | Beat | BeatAck | Report | Reported | OfferBlocks | Offered | ReportLostOutput | Ack
     | GetMapOutputs | MapOutputs | GetWinners | Winners | Instruct | LeaderIs | HaveBlobs | BlobsHeld | PutBlob
     | SubmitJob | Submitted | KillJob | JobStatus | GetJob | WaitJob | ListJobs | JobList | GetAttempts | AttemptList
-    | GetCluster | ClusterInfo | GetMember | MemberInfo
+    | GetCluster | ClusterInfo | GetMember | MemberInfo | LockMessage
 )  # fmt: skip
 
 MessageDecoder = msgspec.msgpack.Decoder[AnyMessage]

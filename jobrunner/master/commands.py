@@ -6,9 +6,11 @@ proposing leader's wall clock: people read them, nothing is decided by them.
 
 import msgspec
 
+from jobrunner.control.locks import AnyOperation
 from jobrunner.control.messages import BlockOffer, EndCause, Ended, HostInfo, LossKind, SubmitJob
 from jobrunner.errors import LogTooNew
-from jobrunner.ids import AttemptId, Epoch, Hash, JobId, SessionId, StageName, Token
+from jobrunner.ids import AttemptId, ClientId, Epoch, Hash, JobId, SessionId, StageName, Token
+from jobrunner.locks.limits import LockLimits
 
 LEVEL = 1  # The highest level this version writes and understands.
 
@@ -119,6 +121,51 @@ class ForgetWorkers(Command, frozen=True):
     directories: list[str]
 
 
+class BeginClient(Command, frozen=True):
+    """Start a client's session, unless `key` has one. Result: its id."""
+
+    key: str
+    owner: str
+    ttl_ms: int
+
+
+class RunOperation(Command, frozen=True):
+    """Carry out once what a client asks in its session. Result: the outcome, or that of the first time."""
+
+    client: ClientId
+    sequence: int
+    lowest: int
+    operation: AnyOperation
+
+
+class EndClient(Command, frozen=True):
+    """The leader's verdict (`failed`: locks stay closed for their delay), or the client's wish."""
+
+    client: ClientId
+    failed: bool
+    reason: str
+
+
+class EndDelay(Command, frozen=True):
+    """The time for which a lock stayed closed after a failure is over."""
+
+    token: Token
+
+
+class TakeLock(Command, frozen=True):
+    """An operator takes a lock from its holder."""
+
+    name: str
+    token: Token
+    reason: str
+
+
+class SetLockLimits(Command, frozen=True):
+    """The leader's settings say so from now on."""
+
+    limits: LockLimits
+
+
 class RaiseLevel(Command, frozen=True):
     """Every member understands `level`: entries may be written at it."""
 
@@ -140,6 +187,12 @@ AnyCommand = (
     | CommitJob
     | ForgetJobs
     | ForgetWorkers
+    | BeginClient
+    | RunOperation
+    | EndClient
+    | EndDelay
+    | TakeLock
+    | SetLockLimits
     | RaiseLevel
 )
 

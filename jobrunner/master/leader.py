@@ -12,9 +12,11 @@ from typing import TypeVar
 from jobrunner.commit.steps import State
 from jobrunner.control.messages import Beat, EndCause, Forget, Held, Instruct, Instruction, Start, Stop
 from jobrunner.ids import Epoch, JobId, SessionId, Token
+from jobrunner.locks.limits import LockLimits
 from jobrunner.master.commands import AnyCommand, Assign, CommitJob, DropAttempts, DropBlobs, EndSession, ForgetJobs
 from jobrunner.master.jobs import Job
 from jobrunner.master.liveness import Leases
+from jobrunner.master.lock_timers import LockTimers
 from jobrunner.master.scheduler import place_attempts
 from jobrunner.master.state import MasterState
 from jobrunner.master.tasks import Running
@@ -34,6 +36,7 @@ class LeaderLimits:
     jobs_kept_max: int
     placements_max: int = 1024
     gap_s: float = GAP_S
+    locks: LockLimits | None = None  # None: as the state has them.
 
 
 @dataclass(slots=True)
@@ -67,6 +70,7 @@ class Leader:
     def __init__(self, epoch: Epoch, now: float, limits: LeaderLimits) -> None:
         self.epoch = epoch
         self.leases = Leases(limits.ttl_s)
+        self.lock_timers = LockTimers(limits.locks)
         self.views: dict[SessionId, WorkerView] = {}
         self._limits = limits
         self._ticked_at = now
@@ -127,6 +131,7 @@ class Leader:
         gap, self._ticked_at = now - self._ticked_at, now
         if gap > self._limits.gap_s:
             self.leases.add_gap(gap)
+            self.lock_timers.add_gap(gap)
 
     def _proposals(self, state: MasterState, now: float) -> Iterator[Proposal]:
         lost = self.leases.lost(now)
@@ -144,6 +149,8 @@ class Leader:
             places := place_attempts(state, ahead, placements_max=self._limits.placements_max)
         ):
             yield Proposal("assign", Assign(places))
+        for key, command in self.lock_timers.proposals(state.service, now):
+            yield Proposal(key, command)
         yield from self._housekeeping(state, now)
 
     def _ahead(self, state: MasterState, session: SessionId) -> int:

@@ -357,7 +357,7 @@ def _move(state: MasterState, job: Job, event: CommitEvent, at_ms: int) -> None:
         job.finished_ms = at_ms
         _end_job(state, job)
     if job.tidy:
-        _tidy_job(state, job)
+        _tidy_job(state, job, at_ms)
 
 
 def _end_job(state: MasterState, job: Job) -> None:
@@ -367,10 +367,9 @@ def _end_job(state: MasterState, job: Job) -> None:
             drop(state, running, EndCause.OPERATOR, f"the job is {job.public}")
 
 
-def _tidy_job(state: MasterState, job: Job) -> None:
-    id = job.submit.job
-    state.locks.release_path(job.submit.output, id)
-    state.active.pop(id, None)
+def _tidy_job(state: MasterState, job: Job, at_ms: int) -> None:
+    state.release_output(job, at_ms)
+    state.active.pop(job.submit.job, None)
     in_use = state.blobs_in_use()
     for hash in (job.submit.plan, job.submit.code):
         if hash not in in_use:

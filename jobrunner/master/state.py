@@ -9,19 +9,24 @@ it sent to whom) is in leader.py.
 from collections.abc import Callable
 from typing import Any
 
+from jobrunner.control.locks import OUTPUT_PREFIX
 from jobrunner.control.messages import JobState, SubmitJob, Verdict
 from jobrunner.errors import JobrunnerError, NotLeader, OutputBusy, Refused, SessionEnded, UnknownJob
 from jobrunner.ids import Epoch, JobId, SessionId
+from jobrunner.locks.service import LockService
 from jobrunner.locks.sessions import Session, SessionTable
 from jobrunner.locks.table import LockTable
 from jobrunner.master import outcomes
 from jobrunner.master.blobs import BlobTable
 from jobrunner.master.commands import (
     Assign,
+    BeginClient,
     CommitJob,
     DropAttempts,
     DropBlobs,
     EndAttempts,
+    EndClient,
+    EndDelay,
     EndSession,
     Entry,
     ForgetJobs,
@@ -32,7 +37,10 @@ from jobrunner.master.commands import (
     PutPiece,
     RaiseLevel,
     RegisterSession,
+    RunOperation,
+    SetLockLimits,
     Submit,
+    TakeLock,
 )
 from jobrunner.master.jobs import Job
 from jobrunner.master.tasks import Running, TaskState
@@ -50,6 +58,7 @@ class MasterState:
         self.active: dict[JobId, Job] = {}  # Not tidy yet, by submission.
         self.sessions = SessionTable()
         self.locks = LockTable()
+        self.service = LockService(self.locks.next_token)
         self.blobs = BlobTable()
         self.attempts: dict[SessionId, dict[int, Running]] = {}  # Assigned attempts of each live session, by token.
         self.ended_counts: dict[str, int] = {}  # Jobs by public end state, also those forgotten.
@@ -68,6 +77,12 @@ class MasterState:
             CommitJob: self._commit_job,
             ForgetJobs: self._forget_jobs,
             ForgetWorkers: self._forget_workers,
+            BeginClient: self._begin_client,
+            RunOperation: self._run_operation,
+            EndClient: self._end_client,
+            EndDelay: self._end_delay,
+            TakeLock: self._take_lock,
+            SetLockLimits: self._set_lock_limits,
             RaiseLevel: self._raise_level,
         }
 
@@ -76,6 +91,7 @@ class MasterState:
         if entry.epoch < self.epoch:
             return NotLeader("proposed by a leader that has been replaced meanwhile", leader="")
         self.epoch = entry.epoch
+        self.service.names.granted.clear()
         try:
             return self._handlers[type(entry.command)](entry.command, entry.at_ms)
         except Refused as refusal:
@@ -135,6 +151,10 @@ class MasterState:
         holder = self.locks.take_path(submit.output, submit.job)
         if holder != submit.job:
             raise OutputBusy(f"job {holder} is writing {submit.output}", url=submit.output, job=holder)
+        owner = self.service.names.reserve(OUTPUT_PREFIX + submit.output, submit.job)
+        if owner:
+            self.locks.release_path(submit.output, submit.job)
+            raise OutputBusy(f"{owner} holds the lock of {submit.output}", url=submit.output, job="")
         self.jobs[submit.job] = self.active[submit.job] = Job(submit)
         return False
 
@@ -166,6 +186,33 @@ class MasterState:
     def _raise_level(self, command: RaiseLevel, at_ms: int) -> Applied:
         self.level = max(self.level, command.level)
         return self.level
+
+    def release_output(self, job: Job, at_ms: int) -> None:
+        """The job will never write there again."""
+        self.locks.release_path(job.submit.output, job.submit.job)
+        self.service.names.unreserve(OUTPUT_PREFIX + job.submit.output, job.submit.job, at_ms)
+
+    # --- clients' sessions, locks and small values -------------------------------------------------------------------
+
+    def _begin_client(self, command: BeginClient, at_ms: int) -> Applied:
+        return self.service.open(command.key, command.owner, command.ttl_ms, at_ms)
+
+    def _run_operation(self, command: RunOperation, at_ms: int) -> Applied:
+        return self.service.run(command.client, command.sequence, command.lowest, command.operation, at_ms)
+
+    def _end_client(self, command: EndClient, at_ms: int) -> Applied:
+        return self.service.end(command.client, at_ms, failed=command.failed)
+
+    def _end_delay(self, command: EndDelay, at_ms: int) -> Applied:
+        return self.service.names.end_delay(command.token, at_ms)
+
+    def _take_lock(self, command: TakeLock, at_ms: int) -> Applied:
+        self.service.names.force(command.name, command.token, command.reason, at_ms)
+        return None
+
+    def _set_lock_limits(self, command: SetLockLimits, at_ms: int) -> Applied:
+        self.service.limits = command.limits
+        return None
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,28 @@ class WorkerSection(Section, frozen=True):
     stop_timeout_ms: Annotated[int, about("how long a stopping agent waits for its slots", unit="ms", ge=10)] = 2_000
 
 
+class LocksSection(Section, frozen=True):
+    ttl_ms: Annotated[int, about("silence after which a client's locks are lost, if it asks for no other", unit="ms",
+                                 ge=100)] = 10_000  # fmt: skip
+    delay_ms: Annotated[
+        int, about("how long a lock stays closed after its holder failed, if it asks for no other", unit="ms", ge=0)
+    ] = 1_000
+    ttl_ms_min: Annotated[int, about("shortest ttl a client may ask for", unit="ms", ge=100)] = 500
+    ttl_ms_max: Annotated[int, about("longest ttl a client may ask for", unit="ms", ge=1_000)] = 3_600_000
+    delay_ms_max: Annotated[int, about("longest delay a client may ask for", unit="ms", ge=0)] = 60_000
+    sessions_max: Annotated[int, about("clients' sessions open at once", ge=1)] = 10_000
+    unanswered_max: Annotated[int, about("requests of one session whose answers it has not acknowledged", ge=1)] = 1_024
+    locks_max: Annotated[int, about("locks held, waited for or closed at once", ge=1)] = 100_000
+    waiters_max: Annotated[int, about("clients in line for one lock", ge=1)] = 1_000
+    name_bytes_max: Annotated[
+        int, about("length of a lock's name, a key or an owner", unit="bytes", ge=16, le=4096)
+    ] = 1_024
+    value_bytes_max: Annotated[int, about("length of one small value", unit="bytes", ge=16, le=262_144)] = 65_536
+    kv_bytes_max: Annotated[int, about("keys and small values together", unit="bytes", ge=4096)] = 67_108_864
+    history_bytes_max: Annotated[int, about("changes kept for those who watch", unit="bytes", ge=4096)] = 8_388_608
+    steps_max: Annotated[int, about("steps in one transaction", ge=1, le=1024)] = 64
+
+
 class LimitsSection(Section, frozen=True):
     frame_bytes_max: Annotated[int, about("largest message between processes", unit="bytes", ge=65_536)] = 1_048_576
     piece_bytes: Annotated[int, about("piece of a blob in one log entry", unit="bytes", ge=4096)] = 262_144
@@ -156,4 +178,5 @@ class Settings(Section, frozen=True):
     input: InputSection = InputSection()
     output: OutputSection = OutputSection()
     worker: WorkerSection = WorkerSection()
+    locks: LocksSection = LocksSection()
     limits: LimitsSection = LimitsSection()
