@@ -13,10 +13,13 @@ def _delay(name: str) -> None:
     seconds = param(f"{name}_s", default=0.0)
     if seconds:
         time.sleep(seconds)
+    gate = param(f"{name}_gate", default="")
+    while gate and not os.path.exists(gate):
+        time.sleep(0.02)
 
 
 def words(line: str) -> Iterator[tuple[str, int]]:
-    """Word count; `map_s` seconds for every line that begins with the word "slow"."""
+    """Word count; `map_s` seconds for every line that begins with the word "slow", and until `map_gate` exists."""
     if line.startswith("slow"):
         _delay("map")
     for word in line.split():
@@ -24,7 +27,7 @@ def words(line: str) -> Iterator[tuple[str, int]]:
 
 
 def total(key: str, values: Iterator[int]) -> Iterator[tuple[str, int]]:
-    """Sum by hand; `reduce_s` seconds for the keys that begin with "slow"."""
+    """Sum by hand; `reduce_s` seconds for the keys that begin with "slow", and until `reduce_gate` exists."""
     if key.startswith("slow"):
         _delay("reduce")
     yield key, sum(values)

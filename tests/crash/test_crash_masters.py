@@ -11,7 +11,8 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ import pytest
 
 from jobrunner.api.handle import JobHandle
 from jobrunner.control.messages import EndCause, JobStatus, MasterInfo
-from jobrunner.ids import parse_job_id
+from jobrunner.ids import JobId, parse_job_id
 from jobrunner.master.commands import EndSession
 from jobrunner.testing.local import LocalCluster, descendants, wait_until
 from tests.crash.cluster import SETTINGS, Text, check_alone, check_output, cluster_for, make_text, read_counts
@@ -36,6 +37,7 @@ class Field:
     cluster: LocalCluster
     text: Text
     root: Path
+    gates: dict[JobId, Path] = attribute(default_factory=dict)
 
     def new_output(self) -> Path:
         """A name in a directory of its own."""
@@ -43,20 +45,30 @@ class Field:
         directory.mkdir()
         return directory / "out"
 
-    def submit(self, *, map_s: float = 0.0, reduce_s: float = 0.0) -> JobHandle:
-        """8 maps of 3 * map_s, 4 reduces of at least 3 * reduce_s in all."""
-        return self.cluster.client.submit(
-            slow_reduce, input=[self.text.directory], output=self.new_output(), reducers=4,
-            params={"map_s": map_s, "reduce_s": reduce_s},
-        )  # fmt: skip
-
-    def submit_until(self, stage: str, *, map_s: float = 0.0, reduce_s: float = 0.0) -> JobHandle:
-        """A job of which `stage` runs."""
-        handle = self.submit(map_s=map_s, reduce_s=reduce_s)
-        wait_until(lambda: running_in(handle.status(), stage), what=f"the start of {stage}")
+    def submit(self, *, map_s: float = 0.0, reduce_s: float = 0.0, gate: str = "") -> JobHandle:
+        """8 maps of 3 * map_s, 4 reduces of 3 * reduce_s in all; those of the stage `gate` end after `open_gate`."""
+        output = self.new_output()
+        params: dict[str, object] = {"map_s": map_s, "reduce_s": reduce_s}
+        if gate:
+            params[f"{gate}_gate"] = str(output.with_name("gate"))
+        handle = self.cluster.client.submit(
+            slow_reduce, input=[self.text.directory], output=output, reducers=4, params=params
+        )
+        self.gates[handle.id] = output.with_name("gate")
         return handle
 
+    def submit_until(self, stage: str, *, map_s: float = 0.0, reduce_s: float = 0.0, gate: str = "reduce") -> JobHandle:
+        """A job of which `stage` runs, and which cannot end before `open_gate`, however slow this test is."""
+        handle = self.submit(map_s=map_s, reduce_s=reduce_s, gate=gate)
+        wait_until(lambda: has_started(handle.status(), stage), what=f"the start of {stage}")
+        return handle
+
+    def open_gate(self, handle: JobHandle) -> None:
+        self.gates[handle.id].touch()
+
     def check(self, handle: JobHandle, *, timeout_s: float = 60.0) -> JobStatus:
+        if handle.id in self.gates:
+            self.open_gate(handle)
         status = handle.ended(timeout_s, tidy=True)
         check_output(self.cluster, status, self.text)
         return status
@@ -76,9 +88,10 @@ def field(shared: Field) -> Field:
     return shared
 
 
-def running_in(status: JobStatus, stage: str) -> int:
+def has_started(status: JobStatus, stage: str) -> bool:
+    """Attempts of the stage run or have run; the job has not ended."""
     assert status.state not in ENDED, f"it is over before it was struck: {status}"
-    return next(each.running for each in status.stages if each.name == stage)
+    return any(each.running or each.done for each in status.stages if each.name == stage)
 
 
 def assert_nothing_was_redone(status: JobStatus) -> None:
@@ -105,20 +118,20 @@ def test_a_killed_leader_costs_no_attempt(field: Field, stage: str) -> None:
 
 def test_two_leaders_killed_in_one_job_cost_no_attempt(field: Field) -> None:
     """The second leader's memory is as good as the first's, and the restarted master has caught up to vote."""
-    handle = field.submit_until("map", map_s=0.3, reduce_s=0.3)
-    field.cluster.kill_leader()
-    field.cluster.start_missing()
-    wait_until(lambda: all(m.role in ("leader", "follower") for m in field.cluster.status().masters))
-    wait_until(lambda: running_in(handle.status(), "map") or running_in(handle.status(), "reduce"))
-    field.cluster.kill_leader()
+    handle = field.submit_until("map", gate="map")
+    for _ in range(2):
+        field.cluster.kill_leader()
+        make_ready(field.cluster)
+        assert handle.status().stages[0].running
     assert_nothing_was_redone(field.check(handle))
 
 
 def test_a_leader_killed_while_many_short_tasks_run_loses_none(field: Field) -> None:
     """Short tasks are assigned ahead: what was promised to workers but not yet told is told by the next leader."""
-    handle = field.submit_until("map", map_s=0.005)
+    many = replace(field, text=make_text(field.new_output().with_name("in"), files=100, lines=20, slow=1))
+    handle = many.submit_until("map", map_s=0.005)
     field.cluster.kill_leader()
-    field.check(handle)
+    many.check(handle)
 
 
 # --- stopped, and woken ----------------------------------------------------------------------------------------------
@@ -170,6 +183,7 @@ def test_all_masters_stopped_for_longer_than_a_lease_expire_nobody(field: Field)
     ended_before = count_commands(field.cluster, EndSession)
     handle = field.submit_until("map", map_s=0.3, reduce_s=0.3)
     with paused(field.cluster, 0, 1, 2):
+        field.open_gate(handle)
         time.sleep(2.5 * TTL_S)
     status = field.check(handle)
     assert_no_worker_was_lost(status)
@@ -189,6 +203,7 @@ def test_without_a_quorum_nothing_is_decided_and_with_one_the_job_ends(field: Fi
     output = Path(handle.status().output)
     for slot in {0, 1, 2} - {survivor}:
         field.cluster.kill_master(slot)
+    field.open_gate(handle)
     time.sleep(0.5)  # What was decided before may still be learned.
     before = commit_index(field.cluster, survivor)
     time.sleep(1.5 * TTL_S)
@@ -218,6 +233,7 @@ def test_a_job_survives_the_death_of_all_masters(field: Field, stage: str) -> No
     handle = field.submit_until(stage, map_s=0.2, reduce_s=0.3)
     for slot in range(3):
         field.cluster.kill_master(slot)
+    field.open_gate(handle)
     field.cluster.start_missing()
     status = field.check(handle)
     assert_no_worker_was_lost(status)
