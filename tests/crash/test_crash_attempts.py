@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,12 +87,12 @@ def test_a_bad_end_in_a_reduce(cluster: LocalCluster, client: Client, tmp_path: 
 
 def check_failed(
     cluster: LocalCluster, job: str, output: Path, *, stage: str, cause: str, attempts: int, words: str
-) -> dict[str, dict[str, str]]:
+) -> dict[str, Any]:
     """The job failed by `cause`; `wait`, `status` and `logs` say so, and nothing of it is to be seen."""
     waited = jobrunner(cluster, "wait", job)
     assert waited.returncode == 1, waited.stderr
     assert words in waited.stderr
-    shown = json.loads(jobrunner(cluster, "status", job, "--json").stdout)
+    shown: dict[str, Any] = json.loads(jobrunner(cluster, "status", job, "--json").stdout)
     assert shown["state"] == "failed"
     assert shown["error"]["kind"] == cause and words in shown["error"]["message"]
     ends = next(each for each in shown["stages"] if each["name"] == stage)["attempts"]
@@ -102,7 +103,7 @@ def check_failed(
     cluster.client.job(job).ended(30, tidy=True)
     assert not output.exists()
     check_alone(output)
-    return shown  # type: ignore[no-any-return]
+    return shown
 
 
 @pytest.mark.parametrize("how", ["exit", "raise", "segfault", "hang", "kill", "sysexit"])

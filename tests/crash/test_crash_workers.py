@@ -181,7 +181,8 @@ def test_the_only_worker_killed(tmp_path: Path) -> None:
 # --- stopped and woken -----------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_wakes_changes_nothing(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slots_first", [False, True])
+def test_a_worker_that_wakes_changes_nothing(cluster: LocalCluster, tmp_path: Path, slots_first: bool) -> None:
     """It was lost long ago, its job is committed and its output replaced: all it may do is delete what is its own."""
     first = Run(cluster, tmp_path, "reduce")
     first.wait_at_gate("reduce", 4)
@@ -197,6 +198,10 @@ def test_a_worker_that_wakes_changes_nothing(cluster: LocalCluster, tmp_path: Pa
         )
         check_output(cluster, second.ended(60, tidy=True), text)
     before = hashes(first.output)
+    if slots_first:  # They write to their ends, and ask for a seal, before the agent hears that its session is over.
+        cluster.resume(pids[1:])
+        time.sleep(1.0)
+        assert hashes(first.output) == before
     cluster.resume(pids)
     wait_until(lambda: state_of(cluster, 0) == "live", what="the woken worker's new session")
     home = cluster.directory / "worker-0"
