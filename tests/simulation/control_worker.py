@@ -124,12 +124,25 @@ class SimWorker(Actor):
         if found:
             self._offer(found)
         else:
-            self._live()
+            self._settle(set())
 
-    def _live(self) -> None:
+    def _settle(self, kept: set[JobId]) -> None:
+        """The answers to offers are here: report what an earlier session left, forget the rest, then live."""
         self._asking = False
-        self._wake_beat()
         self._report()
+        session = self.core.session
+
+        def settled() -> None:
+            if session != self.core.session:
+                return
+            if self.core.reports(1):
+                self.later(MS, settled)
+                return
+            for job in {block.attempt.job: None for block in self.blocks.values() if block.attempt.job not in kept}:
+                self._forget(job)
+            self._wake_beat()
+
+        settled()
 
     def _not_possible(self, error: JobrunnerError) -> None:
         raise AssertionError(f"{self.name}: {type(error).__name__}: {error}")
@@ -187,12 +200,14 @@ class SimWorker(Actor):
             assert isinstance(answer, Offered)
             if session != self.core.session:
                 return
+            kept = set()
             for block, keep in zip(found, answer.keep, strict=True):
                 if not keep:
                     self.blocks.pop(block.token, None)
                 else:
+                    kept.add(block.attempt.job)
                     self.world.mark("block kept after a restart")
-            self._live()
+            self._settle(kept)
 
         def refused(error: JobrunnerError) -> None:
             assert isinstance(error, SessionEnded), error

@@ -42,6 +42,7 @@ class ControlFaults(Faults):
     refusals: float = 0.0  # Of publications.
     write_crashes: float = 0.0  # Of writes to a master's log.
     slow: float = 0.0  # Of attempts: they take longer than a lease.
+    fickle: float = 0.0  # Of jobs: their maps are not deterministic.
 
     @classmethod
     def draw(cls, rng: Random) -> "ControlFaults":
@@ -53,6 +54,7 @@ class ControlFaults(Faults):
             late_us=rng.choice((50, 300, 1000)) * MS, stalls=some(0.05), crashes=some(2), pauses=some(1), cuts=some(2),
             breaks=some(2), lose_all=rng.random() < 0.3, worker_crashes=some(2), worker_pauses=some(2), kills=some(0.5),
             failures=some(0.15), corruption=some(0.02), refusals=some(0.3), write_crashes=some(0.01), slow=some(0.1),
+            fickle=some(0.8),
         )  # fmt: skip
 
 
@@ -152,7 +154,7 @@ class ControlWorld(RaftWorld):
         return self.rng.randint(2 * MS, 60 * MS)
 
     def step_us(self) -> int:
-        if self.rng.random() < 3 * self._control_faults.slow:
+        if self.rng.random() < self._control_faults.slow:
             return self.rng.randint(200 * MS, 1_200 * MS)
         return self.rng.randint(MS, 30 * MS)
 
@@ -166,10 +168,10 @@ class ControlWorld(RaftWorld):
     def play_all(self, duration_us: int = PLAY_US) -> None:
         """Jobs and faults for `duration_us`."""
         end, faults = self.now_us + duration_us, self._control_faults
-        for number in range(self.rng.randint(2, 4)):
+        for number in range(self.rng.randint(3, 6)):
             job = self._draw_job(number)
             client = self.rng.choice(self.clients)
-            self.at(self.rng.randint(0, duration_us * 2 // 3), lambda client=client, job=job: client.submit(job))
+            self.at(self.rng.randint(0, duration_us // 2), lambda client=client, job=job: client.submit(job))
         actions: list[tuple[float, Callable[[], None]]] = [
             (faults.worker_crashes, self._crash_worker),
             (faults.worker_pauses, self._pause_worker),
@@ -190,8 +192,9 @@ class ControlWorld(RaftWorld):
     def _draw_job(self, number: int) -> SimJob:
         rng = self.rng
         job = SimJob(
-            job_id_from_number(self.seed << 8 | number), f"/out{rng.randint(0, 2)}", rng.randint(1, 6),
-            rng.choice((0, 1, 2, 3)), fickle=rng.random() < 0.25, faults_max=rng.choice((2, 4)),
+            job_id_from_number(self.seed << 8 | number), f"/out{rng.randint(0, 5)}", maps=rng.randint(1, 6),
+            reduces=rng.choice((0, 1, 2, 3, 4)), fickle=rng.random() < self._control_faults.fickle,
+            faults_max=rng.choice((2, 4)),
         )  # fmt: skip
         self._jobs[job.id] = job
         return job
