@@ -418,7 +418,10 @@ class JobStatus(Message, frozen=True):
 
 
 class GetJob(Message, frozen=True):
+    """`stale`, here and below: whichever master is asked answers from what it has, which may be old."""
+
     job: JobId
+    stale: bool = False
 
 
 class WaitJob(Message, frozen=True):
@@ -431,7 +434,7 @@ class WaitJob(Message, frozen=True):
 
 
 class ListJobs(Message, frozen=True):
-    pass
+    stale: bool = False
 
 
 class JobList(Message, frozen=True):
@@ -484,7 +487,7 @@ class WorkerInfo(Value, frozen=True):
 
 
 class GetCluster(Message, frozen=True):
-    pass
+    stale: bool = False
 
 
 class ClusterInfo(Message, frozen=True):
@@ -504,11 +507,21 @@ class MemberInfo(Message, frozen=True):
     info: MasterInfo
 
 
+class TransferLeadership(Message, frozen=True):
+    """Make another master lead: the one of this slot, or the most complete one. Answered when it does."""
+
+    master: int | None = None
+
+
+class Transferred(Message, frozen=True):
+    leader: int  # Slot of the master that leads now.
+
+
 AnyMessage = (
     RegisterWorker | Registered | Beat | BeatAck | Report | Reported | OfferBlocks | Offered | ReportLostOutput | Ack
     | GetMapOutputs | MapOutputs | GetWinners | Winners | Instruct | LeaderIs | HaveBlobs | BlobsHeld | PutBlob
     | SubmitJob | Submitted | KillJob | JobStatus | GetJob | WaitJob | ListJobs | JobList | GetAttempts | AttemptList
-    | GetCluster | ClusterInfo | GetMember | MemberInfo | LockMessage
+    | TransferLeadership | Transferred | GetCluster | ClusterInfo | GetMember | MemberInfo | LockMessage
 )  # fmt: skip
 
 MessageDecoder = msgspec.msgpack.Decoder[AnyMessage]

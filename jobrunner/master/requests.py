@@ -1,4 +1,8 @@
-"""What a master answers: one method a request. Only the leader answers what is about jobs and workers."""
+"""What a master answers: one method a request. Only the leader answers what is about jobs and workers.
+
+A leader that was stopped, or is cut off, does not know that another leads: reads wait for a quorum to confirm it (the
+barrier). `stale` reads do not, and any master answers them.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -37,6 +41,8 @@ from jobrunner.control.messages import (
     ReportLostOutput,
     SubmitJob,
     Submitted,
+    TransferLeadership,
+    Transferred,
     WaitJob,
     Winners,
 )
@@ -71,6 +77,17 @@ class Master(Protocol):
 
     async def propose(self, command: AnyCommand) -> Any:
         """Result of the command when applied; raises what refuses it, NotLeader, or Unknown."""
+        ...
+
+    async def barrier(self) -> None:
+        """Return when this master leads, led after the call, and has applied all that was committed before it.
+
+        Raises NotLeader.
+        """
+        ...
+
+    async def transfer(self, slot: int | None) -> int:
+        """Make another master lead; its slot. Raises NotLeader, Refused, Unavailable."""
         ...
 
     def wake(self) -> None:
@@ -113,6 +130,7 @@ class Requests:
             GetAttempts: self._get_attempts,
             GetCluster: self._get_cluster,
             GetMember: self._get_member,
+            TransferLeadership: self._transfer,
         }
 
     async def answer(self, message: msgspec.Struct) -> msgspec.Struct:
@@ -138,6 +156,7 @@ class Requests:
         self._check_session(message.session)
         leader.beat(message, self._master.now())
         self._master.wake()
+        await self._master.barrier()  # A deposed leader keeps no lease alive: the worker must look for the new one.
         return BeatAck(leader.epoch)
 
     def _check_session(self, session: SessionId) -> None:
@@ -177,11 +196,11 @@ class Requests:
         return sources
 
     async def _map_outputs(self, message: GetMapOutputs) -> MapOutputs:
-        self._master.leading()
+        await self._master.barrier()
         return views.map_outputs(self._master.state, message.job, message.stage, message.version)
 
     async def _winners(self, message: GetWinners) -> Winners:
-        self._master.leading()
+        await self._master.barrier()
         return views.winners(self._master.state, message.job)
 
     # --- clients -----------------------------------------------------------------------------------------------------
@@ -216,7 +235,8 @@ class Requests:
         return self._status(message.job)
 
     async def _get_job(self, message: GetJob) -> JobStatus:
-        self._master.leading()
+        if not message.stale:
+            await self._master.barrier()
         return self._status(message.job)
 
     def _status(self, job: JobId) -> JobStatus:
@@ -255,16 +275,21 @@ class Requests:
                 waiter.future.set_exception(NotLeader("this master no longer leads", leader=leader))
 
     async def _list_jobs(self, message: ListJobs) -> JobList:
-        self._master.leading()
+        if not message.stale:
+            await self._master.barrier()
         return views.job_list(self._master.state)
 
     async def _get_attempts(self, message: GetAttempts) -> AttemptList:
-        self._master.leading()
+        await self._master.barrier()
         return views.attempt_list(self._master.state, message)
 
     async def _get_cluster(self, message: GetCluster) -> msgspec.Struct:
-        self._master.leading()
+        if not message.stale:
+            await self._master.barrier()
         return await self._master.cluster_info()
 
     async def _get_member(self, message: GetMember) -> MemberInfo:
         return await self._master.member_info()
+
+    async def _transfer(self, message: TransferLeadership) -> Transferred:
+        return Transferred(await self._master.transfer(message.master))

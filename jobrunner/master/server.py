@@ -29,7 +29,7 @@ from jobrunner.control.messages import (
     TaskKind,
     message_decoder,
 )
-from jobrunner.errors import JobrunnerError, NotLeader
+from jobrunner.errors import JobrunnerError, NotLeader, Refused
 from jobrunner.failpoints import failpoint
 from jobrunner.hosts import process_alive, same_pid_space
 from jobrunner.ids import Epoch, Hash, MemberId
@@ -289,6 +289,18 @@ class MasterServer:
         entry = Entry(min(LEVEL, self.state.level), int(self._clock.wall() * 1000), leader.epoch, command)
         return await self._driver.propose(encode_entry(entry))
 
+    async def barrier(self) -> None:
+        self.leading()
+        await self._driver.read_barrier()
+        self.leading()
+
+    async def transfer(self, slot: int | None) -> int:
+        self.leading()
+        target = next((member for member, (its, _) in self._config.members.items() if its == slot), None)
+        if slot is not None and target is None:
+            raise Refused(f"there is no master {slot}")
+        return self._config.members[await self._driver.transfer(target)][0]
+
     def _start_task(self, work: Any) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -363,8 +375,9 @@ class MasterServer:
             suspect = {id for id in self.state.sessions.live if leases.remaining(id, now) < worried_s}
         workers = views.worker_infos(self.state, suspect)
         epoch = self._leader.epoch if self._leader is not None else self._epoch
+        leads = next((slot for slot, address in self._config.members.values() if address == self._leader_address), None)
         ordered = sorted(infos, key=lambda info: info.id)
-        return ClusterInfo(self._config.cluster_id, self._config.slot, epoch, ordered, workers, jobs)
+        return ClusterInfo(self._config.cluster_id, leads, epoch, ordered, workers, jobs)
 
     async def _info_of(self, member: MemberId) -> MasterInfo:
         if member == self._config.member:

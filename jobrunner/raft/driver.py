@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from jobrunner.clock import Clock
-from jobrunner.errors import JobrunnerError, Unavailable, Unknown
+from jobrunner.errors import JobrunnerError, NotLeader, Unavailable, Unknown
 from jobrunner.ids import Epoch, MemberId
 from jobrunner.raft.engine import Chance, Engine
 from jobrunner.raft.messages import EntryKind, Member, Message, decode_message, encode_message
@@ -108,6 +108,11 @@ class Driver:
         self._proposed: list[tuple[bytes, asyncio.Future[object]]] = []  # Not yet in the log.
         self._waiting: dict[int, asyncio.Future[object]] = {}  # By index; all of one leadership, `_waiting_term`.
         self._waiting_term = 0
+        self._handing_over: list[asyncio.Future[MemberId]] = []
+        self._reading: list[asyncio.Future[None]] = []  # Not yet asked of the engine.
+        self._reads: dict[int, list[asyncio.Future[None]]] = {}  # By number; all of one leadership, `_reads_term`.
+        self._reads_term = 0
+        self._reads_due: list[tuple[int, int]] = []  # (index, number): confirmed; to be served when that is applied.
         self._leading_term = 0
         self._told: tuple[int, MemberId | None] | None = None
         self._saves: queue.SimpleQueue[tuple[Save, tuple[Send, ...]] | None] = queue.SimpleQueue()
@@ -146,6 +151,42 @@ class Driver:
         self._proposed.append((data, future))
         self._schedule()
         return await future
+
+    async def read_barrier(self) -> None:
+        """Return when this member leads, led after the call, and has applied all that was committed before it.
+
+        What the machine then holds is at least as new as every answer that anybody had before the call. Costs one
+        round of heartbeats, shared by all who wait. Raises NotLeader, Unavailable.
+        """
+        if not self._running:
+            raise Unavailable("this master is stopping")
+        if not isinstance(self._engine.role, Leader):
+            raise NotLeader("this master does not lead", leader=self._engine.leader_address())
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._reading.append(future)
+        self._schedule()
+        await future
+
+    async def transfer(self, target: MemberId | None = None) -> MemberId:
+        """Make `target`, or the most complete member, the leader; return when it is known to lead.
+
+        Raises NotLeader, Refused; Unavailable if it did not take over in time: this member may lead on.
+        """
+        if not self._running:
+            raise Unavailable("this master is stopping")
+        target = self._engine.transfer(target)
+        if target == self.member:
+            return target
+        future: asyncio.Future[MemberId] = self._loop.create_future()
+        self._handing_over.append(future)
+        self._schedule()
+        try:
+            async with asyncio.timeout(3 * self._settings.election_ms / 1000):
+                return await future
+        except TimeoutError:
+            raise Unavailable(f"{target} did not take over in time") from None
+        finally:
+            self._handing_over.remove(future)
 
     def receive(self, sender: MemberId, message: bytes) -> None:
         """A message arrived. Raises Refused if it is none of Raft's."""
@@ -206,11 +247,14 @@ class Driver:
             self._advance()
             self._notice_role()
             self._propose_all()
+            self._ask_reads()
             ready = self._engine.ready()
             self._send(ready.send_now)
             if ready.save is not None:
                 self._saves.put((ready.save, ready.after_persist))
+            self._reads_due += [(read.index, read.number) for read in ready.reads]
             self._apply_page()
+            self._serve_reads()
             self._notice_role()
             self._arm()
         except Exception as error:
@@ -228,6 +272,29 @@ class Driver:
             else:
                 self._waiting[proposal.index] = future
                 self._waiting_term = proposal.term
+
+    def _ask_reads(self) -> None:
+        """All that wait become one read."""
+        reading, self._reading = self._reading, []
+        if not reading:
+            return
+        try:
+            number = self._engine.read()
+        except NotLeader as error:
+            for future in reading:
+                if not future.done():
+                    future.set_exception(NotLeader(str(error), leader=self._engine.leader_address()))
+        else:
+            self._reads[number] = reading
+            self._reads_term = self._engine.term
+
+    def _serve_reads(self) -> None:
+        applied = self._engine.applied_index
+        for index, number in [due for due in self._reads_due if due[0] <= applied]:
+            self._reads_due.remove((index, number))
+            for future in self._reads.pop(number, ()):
+                if not future.done():
+                    future.set_result(None)
 
     def _send(self, sends: tuple[Send, ...]) -> None:
         message: Message | None = None
@@ -256,15 +323,19 @@ class Driver:
                     future.set_result(result)
             if self._clock.now() >= until:
                 break
-        if engine.applied_index < engine.commit_index:
+        if engine.applied_index < engine.commit_index or engine.transferring is not None:
             self._schedule()
 
     def _notice_role(self) -> None:
         """Tell the machine, and whoever waits for an entry of a leadership that is over."""
         engine = self._engine
         leads = isinstance(engine.role, Leader)
+        if self._handing_over:
+            self._notice_transfer()
         if self._waiting and not (leads and self._waiting_term == engine.term):
             self._give_up("leadership was lost")
+        if self._reads and not (leads and self._reads_term == engine.term):
+            self._give_up_reads(NotLeader("this master no longer leads", leader=engine.leader_address()))
         if isinstance(engine.role, Leader):
             if self._leading_term != engine.term and engine.applied_index >= engine.role.noop_index:
                 self._leading_term, self._told = engine.term, None
@@ -276,6 +347,16 @@ class Driver:
             self._leading_term, self._told = 0, now
             logger.info("epoch %d, leader %s", engine.term, engine.leader)
             self._machine.following(engine.term, engine.leader)
+
+    def _notice_transfer(self) -> None:
+        leader, target = self._engine.leader, self._engine.transferring
+        for future in self._handing_over:
+            if future.done() or target is not None or leader is None:
+                continue
+            if leader != self.member:
+                future.set_result(leader)
+            else:
+                future.set_exception(Unavailable("the other master did not take over in time; this one leads on"))
 
     # --- time ---
 
@@ -358,6 +439,10 @@ class Driver:
                 future.set_exception(reason)
         self._proposed.clear()
         self._give_up(str(reason))
+        self._give_up_reads(reason)
+        for handing in self._handing_over:
+            if not handing.done():
+                handing.set_exception(reason)
 
     def _give_up(self, reason: str) -> None:
         """What is in the log may yet be committed, here or by another leader."""
@@ -365,3 +450,12 @@ class Driver:
             if not future.done():
                 future.set_exception(Unknown(f"{reason}; the request may or may not be carried out"))
         self._waiting.clear()
+
+    def _give_up_reads(self, reason: JobrunnerError) -> None:
+        """Who reads has changed nothing, and may ask another."""
+        for future in [*self._reading, *(future for group in self._reads.values() for future in group)]:
+            if not future.done():
+                future.set_exception(reason)
+        self._reading.clear()
+        self._reads.clear()
+        self._reads_due.clear()

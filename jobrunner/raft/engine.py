@@ -1,4 +1,4 @@
-"""The Raft algorithm as a pure machine: `step`, `tick`, `propose` in; `ready` out. No I/O, no clock.
+"""The Raft algorithm as a pure machine: `step`, `tick`, `propose`, `read`, `transfer` in; `ready` out. No I/O.
 
 The shell, in a loop:
 1. feed it messages, time and proposals; then take `ready()`, as often as it likes;
@@ -34,13 +34,15 @@ from jobrunner.raft.messages import (
     Message,
     PreVoteReply,
     PreVoteRequest,
+    TimeoutNow,
     VoteReply,
     VoteRequest,
     decode_members,
 )
 from jobrunner.raft.progress import Progress, ProgressState, Tally, majority, quorum_index, tally
+from jobrunner.raft.reads import ReadReady
 from jobrunner.raft.ready import HardState, ProposalId, Ready, Save, Send
-from jobrunner.raft.roles import Candidate, Follower, Leader, PreCandidate, Role
+from jobrunner.raft.roles import Candidate, Follower, Leader, PreCandidate, Role, Transfer
 from jobrunner.raft.settings import RaftSettings
 
 
@@ -72,6 +74,8 @@ class Engine:
         self._saving_since_ms = 0
         self._send_now: list[Send] = []
         self._after_persist: list[Send] = []
+        self._reads_ready: list[ReadReady] = []
+        self._reads_asked = 0
         self._hurry_until_ms = 0
         alone = len(self.members) == 1 and member in self.members
         self.role: Role = Follower(0 if alone else self._election_deadline())
@@ -96,7 +100,12 @@ class Engine:
     def wait_ms(self) -> int:
         """How long until `tick` has something to do."""
         role = self.role
-        due = min(role.beat_ms, role.check_ms) if isinstance(role, Leader) else role.deadline_ms
+        if isinstance(role, Leader):
+            due = min(role.beat_ms, role.check_ms)
+            if role.transfer is not None:
+                due = min(due, role.transfer.deadline_ms)
+        else:
+            due = role.deadline_ms
         return max(due - self.now_ms, 0)
 
     # --- inputs ---
@@ -149,6 +158,8 @@ class Engine:
         role = self.role
         if isinstance(role, Leader):
             self.report_unreachable(member)
+            if role.transfer is not None and role.transfer.target == member:
+                role.transfer = None
         elif isinstance(role, Follower) and role.leader == member and not role.lost:
             role.lost = True
             self._hurry_until_ms = self.now_ms + self._settings.election_ms
@@ -166,7 +177,7 @@ class Engine:
             case PreCandidate():
                 self._now(member, PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term))
             case Candidate():
-                self._later(member, VoteRequest(self.term, self.log.last_index, self.log.last_term))
+                self._ask_vote(member)
 
     def report_unreachable(self, member: MemberId) -> None:
         """A message to `member` was dropped. Nothing but heartbeats goes there until it answers one."""
@@ -181,6 +192,8 @@ class Engine:
         role = self.role
         if not isinstance(role, Leader):
             raise NotLeader("this master does not lead", leader=self.leader_address())
+        if role.transfer is not None:
+            raise Unavailable("leadership is being handed over")
         entry = Entry(self.log.last_index + 1, self.term, EntryKind.DATA, data)
         if entry.size > self._settings.bulk_bytes_max:
             raise Refused(f"a proposal of {len(data)} bytes is over the limit of {self._settings.bulk_bytes_max}")
@@ -190,6 +203,44 @@ class Engine:
         role.uncommitted_bytes += entry.size
         self.log.append(entry)
         return ProposalId(self.term, entry.index)
+
+    def read(self) -> int:
+        """Ask for a linearizable read: the number under which `ready` will hand out its index, if ever.
+
+        Raises NotLeader. A read that leadership is lost under is never handed out.
+        """
+        role = self.role
+        if not isinstance(role, Leader):
+            raise NotLeader("this master does not lead", leader=self.leader_address())
+        self._reads_asked += 1
+        role.reads.add(self._reads_asked)
+        return self._reads_asked
+
+    def transfer(self, target: MemberId | None = None) -> MemberId:
+        """Hand leadership to `target`, or to the member that is most complete; who it is.
+
+        Proposals are refused until the target leads; given up after one election time-out (`transferring` is None).
+        The same target again changes nothing; another one replaces it. Raises NotLeader, Refused.
+        """
+        role = self.role
+        if not isinstance(role, Leader):
+            raise NotLeader("this master does not lead", leader=self.leader_address())
+        if target is None:
+            ranked = sorted(role.progress, key=lambda one: (role.progress[one].active, role.progress[one].match))
+            target = ranked[-1] if ranked else None
+        if target is None or (target != self.member and target not in role.progress):
+            raise Refused("there is no other voting master to hand leadership to")
+        if target == self.member:
+            role.transfer = None
+        elif role.transfer is None or role.transfer.target != target:
+            role.transfer = Transfer(target, self.now_ms + self._settings.election_ms)
+        return target
+
+    @property
+    def transferring(self) -> MemberId | None:
+        """To whom this leader is handing over."""
+        role = self.role
+        return role.transfer.target if isinstance(role, Leader) and role.transfer is not None else None
 
     def step_down(self) -> None:
         """Lead no more; the term and the vote stay."""
@@ -222,12 +273,17 @@ class Engine:
             case Heartbeat():
                 self._on_heartbeat(sender, message)
             case HeartbeatReply():
-                self._on_heartbeat_reply(sender)
+                self._on_heartbeat_reply(sender, message)
+            case TimeoutNow():
+                self._on_timeout_now(sender)
 
     def ready(self) -> Ready:
         """What is to be done now. Everything in it is handed out once."""
-        if isinstance(self.role, Leader):
-            self._send_appends(self.role)
+        role = self.role
+        if isinstance(role, Leader):
+            self._begin_reads(role)
+            self._send_appends(role)
+            self._hand_over(role)
         save: Save | None = None
         after: tuple[Send, ...] = ()
         if self._saving is None:
@@ -242,7 +298,9 @@ class Engine:
                 after = ()
         now = tuple(self._send_now)
         self._send_now.clear()
-        return Ready(now, save, after)
+        reads = tuple(self._reads_ready)
+        self._reads_ready.clear()
+        return Ready(now, save, after, reads)
 
     def saved(self) -> None:
         """The save under way is durable."""
@@ -275,12 +333,16 @@ class Engine:
             return
         self._now_all(PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term))
 
-    def _start_election(self) -> None:
+    def _start_election(self, *, transfer: bool = False) -> None:
         self.term += 1
         self.vote = self.member
-        self.role = Candidate(self._election_deadline())
+        self.role = Candidate(self._election_deadline(), transfer=transfer)
         for member in self._peers():
-            self._later(member, VoteRequest(self.term, self.log.last_index, self.log.last_term))
+            self._ask_vote(member)
+
+    def _ask_vote(self, member: MemberId) -> None:
+        transfer = isinstance(self.role, Candidate) and self.role.transfer
+        self._later(member, VoteRequest(self.term, self.log.last_index, self.log.last_term, transfer))
 
     def _become_leader(self) -> None:
         settings = self._settings
@@ -298,13 +360,13 @@ class Engine:
     def _enter_higher_term(self, sender: MemberId, message: Message) -> bool:
         """Enter the message's term if it is one to enter; False if the message is done with."""
         match message:
-            case PreVoteRequest() | VoteRequest() if self._is_loyal():
+            case PreVoteRequest() | VoteRequest(transfer=False) if self._is_loyal():
                 if isinstance(message, PreVoteRequest):
                     self._now(sender, PreVoteReply(self.term, False))
                 return False
             case PreVoteRequest() | PreVoteReply(granted=True):
                 return True  # About a term that nobody has entered.
-            case Append() | Heartbeat():
+            case Append() | Heartbeat() | TimeoutNow():
                 leader: MemberId | None = sender
             case _:
                 leader = None
@@ -413,7 +475,13 @@ class Engine:
                 "its directory is not what it was"
             )
         self.commit_index = max(self.commit_index, message.commit)
-        self._now(sender, HeartbeatReply(self.term))
+        self._now(sender, HeartbeatReply(self.term, message.round))
+
+    def _on_timeout_now(self, sender: MemberId) -> None:
+        """Without a pre-vote: the leader has stopped taking proposals. A late one is of an older term."""
+        role = self.role
+        if isinstance(role, Follower) and role.leader == sender and not self._save_hangs():
+            self._start_election(transfer=True)
 
     # --- leading ---
 
@@ -427,15 +495,40 @@ class Engine:
             for progress in role.progress.values():
                 progress.active = False
             role.check_ms = self.now_ms + settings.election_ms
+        if role.transfer is not None and self.now_ms >= role.transfer.deadline_ms:
+            role.transfer = None
         if self.now_ms >= role.beat_ms:
             role.beat_ms = self.now_ms + settings.heartbeat_ms
+            if self.commit_index >= role.noop_index:
+                role.reads.begin(self.commit_index, at_beat=True)
             for member, progress in role.progress.items():
                 self._beat(member, progress)
                 if progress.inflight and self.now_ms - progress.progress_ms >= settings.election_ms:
                     progress.probe()
 
     def _beat(self, member: MemberId, progress: Progress) -> None:
-        self._now(member, Heartbeat(self.term, min(progress.match, self.commit_index)))
+        round = self.role.reads.round if isinstance(self.role, Leader) else 0
+        self._now(member, Heartbeat(self.term, min(progress.match, self.commit_index), round))
+
+    def _hand_over(self, role: Leader) -> None:
+        """Tell the target once nothing is unanswered: its log is this one, and all of it is committed and applied."""
+        transfer, last = role.transfer, self.log.last_index
+        if transfer is None or transfer.told or role.progress[transfer.target].match < last:
+            return
+        if self.applied_index == self.commit_index == last:
+            transfer.told = True
+            self._now(transfer.target, TimeoutNow(self.term))
+
+    def _begin_reads(self, role: Leader) -> None:
+        """Before its own first entry is committed a leader does not know what is (Raft, 8)."""
+        if self.commit_index >= role.noop_index and role.reads.begin(self.commit_index):
+            for member, progress in role.progress.items():
+                self._beat(member, progress)
+            self._confirm_reads(role)
+
+    def _confirm_reads(self, role: Leader) -> None:
+        quorum = quorum_index([role.reads.round, *(progress.round for progress in role.progress.values())])
+        self._reads_ready += role.reads.confirmed(quorum)
 
     def _on_append_reply(self, sender: MemberId, message: AppendReply) -> None:
         role = self.role
@@ -454,17 +547,23 @@ class Engine:
             progress.acked(message.index, self.now_ms)
             self._advance_commit(role)
 
-    def _on_heartbeat_reply(self, sender: MemberId) -> None:
+    def _on_heartbeat_reply(self, sender: MemberId, message: HeartbeatReply) -> None:
         role = self.role
         if not isinstance(role, Leader):
             return
         progress = role.progress[sender]
         progress.active = True
+        if message.round > progress.round:
+            progress.round = message.round
+            self._confirm_reads(role)
         if progress.state is ProgressState.PROBE:
             progress.paused = False
         elif progress.match < self.log.last_index and not (progress.bulk and progress.inflight):
             # Behind, and possibly because a message was lost: an empty append is rejected if so. One that overtook a
             # message on the bulk connection would be rejected in vain; those that are lost are found by time.
+            if self.now_ms - progress.checked_ms < self._settings.heartbeat_ms // 2:
+                return  # Rounds for reads may be many, and each would ask.
+            progress.checked_ms = self.now_ms
             self._append_to(sender, progress, first=self.log.last_index + 1, last=progress.next - 1)
 
     def _advance_commit(self, role: Leader) -> None:

@@ -77,12 +77,16 @@ class PreVoteReply(msgspec.Struct, frozen=True, array_like=True, tag=2, forbid_u
 
 
 class VoteRequest(msgspec.Struct, frozen=True, array_like=True, tag=3, forbid_unknown_fields=True):
+    """`transfer`: the leader itself asked for this election, so loyalty to it is no reason to refuse."""
+
     term: Count
     last_index: Count
     last_term: Count
+    transfer: bool = False
 
     def __str__(self) -> str:
-        return f"VoteRequest term={self.term} last={self.last_term}/{self.last_index}"
+        shown = " transfer" if self.transfer else ""
+        return f"VoteRequest term={self.term} last={self.last_term}/{self.last_index}{shown}"
 
 
 class VoteReply(msgspec.Struct, frozen=True, array_like=True, tag=4, forbid_unknown_fields=True):
@@ -124,26 +128,41 @@ class AppendReply(msgspec.Struct, frozen=True, array_like=True, tag=6, forbid_un
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=7, forbid_unknown_fields=True):
-    """`commit` never exceeds what this follower has acknowledged: it may hold other entries beyond."""
+    """`commit` never exceeds what this follower has acknowledged: it may hold other entries beyond.
+
+    `round` numbers the leader's rounds of heartbeats for reads; the answer repeats it.
+    """
 
     term: Count
     commit: Count
+    round: Count = 0
 
     def __str__(self) -> str:
-        return f"Heartbeat term={self.term} commit={self.commit}"
+        return f"Heartbeat term={self.term} commit={self.commit}" + (f" round={self.round}" if self.round else "")
 
 
 class HeartbeatReply(msgspec.Struct, frozen=True, array_like=True, tag=8, forbid_unknown_fields=True):
     """Also the answer to any message of an older leader: the higher term makes it step down."""
 
     term: Count
+    round: Count = 0
 
     def __str__(self) -> str:
-        return f"HeartbeatReply term={self.term}"
+        return f"HeartbeatReply term={self.term}" + (f" round={self.round}" if self.round else "")
+
+
+class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=9, forbid_unknown_fields=True):
+    """The leader of `term` hands over: ask for votes at once. It has seen that this member's log is complete."""
+
+    term: Count
+
+    def __str__(self) -> str:
+        return f"TimeoutNow term={self.term}"
 
 
 Message = (
     PreVoteRequest | PreVoteReply | VoteRequest | VoteReply | Append | AppendReply | Heartbeat | HeartbeatReply
+    | TimeoutNow
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

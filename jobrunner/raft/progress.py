@@ -56,6 +56,8 @@ class Progress:
     inflight: deque[int] = field(default_factory=deque)  # REPLICATE: last index of each message sent.
     bulk: bool = False  # Which connection the messages in flight took: two of them keep no order between them.
     progress_ms: int = 0  # When something was last acknowledged, or the window was last empty.
+    checked_ms: int = -(1 << 30)  # When it was last asked by an empty append whether something was lost.
+    round: int = 0  # The highest round of heartbeats that it has answered.
     active: bool = True  # Heard from since the last check of the quorum; a new leader gives everyone that grace.
 
     def may_send(self, inflight_max: int) -> bool:

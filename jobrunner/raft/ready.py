@@ -1,9 +1,11 @@
-"""What the engine hands to its shell: messages to send now, one record to save, messages to send after that."""
+"""What the engine hands to its shell: messages to send now, one record to save, messages to send after that,
+and reads that may be served."""
 
 from dataclasses import dataclass
 
 from jobrunner.ids import MemberId
 from jobrunner.raft.messages import Entry, Message
+from jobrunner.raft.reads import ReadReady
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +45,4 @@ class Ready:
     send_now: tuple[Send, ...] = ()
     save: Save | None = None
     after_persist: tuple[Send, ...] = ()
+    reads: tuple[ReadReady, ...] = ()

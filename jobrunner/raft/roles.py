@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from jobrunner.ids import MemberId
 from jobrunner.raft.progress import Progress
+from jobrunner.raft.reads import Reads
 
 
 @dataclass(slots=True)
@@ -30,6 +31,16 @@ class PreCandidate:
 class Candidate:
     deadline_ms: int
     votes: dict[MemberId, bool] = field(default_factory=dict)  # Its own is entered when it is durable.
+    transfer: bool = False  # The leader asked for this election.
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Leadership is being handed over: no proposal is taken until it is, or until the deadline."""
+
+    target: MemberId
+    deadline_ms: int
+    told: bool = False
 
 
 @dataclass(slots=True)
@@ -40,6 +51,8 @@ class Leader:
     progress: dict[MemberId, Progress]  # All voters but itself.
     uncommitted: deque[tuple[int, int]] = field(default_factory=deque)  # (index, size) of each proposal.
     uncommitted_bytes: int = 0
+    transfer: Transfer | None = None
+    reads: Reads = field(default_factory=Reads)
 
 
 Role = Follower | PreCandidate | Candidate | Leader

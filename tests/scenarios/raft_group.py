@@ -102,7 +102,9 @@ class RaftGroup:
         """Take what the engine hands out: messages into the network, a save under way."""
         engine = self.engines[member]
         self._tell(engine)
+        engine.applied(engine.commit_index)
         ready = engine.ready()
+        self.story += [f"{member} may serve read {read.number} at {read.index}" for read in ready.reads]
         self._put(member, ready.send_now)
         if ready.save is not None:
             self.saving[member] = (ready.save, ready.after_persist)

@@ -4,7 +4,7 @@
     log M TERM...                 M restarts with the first entry and one entry of each TERM
     term M TERM                   M restarts having heard of TERM, and voted for nobody in it
     restart M                     from what it had saved
-    campaign M / tick M MS / propose M TEXT / lost M PEER / found M PEER
+    campaign M / tick M MS / propose M TEXT / lost M PEER / found M PEER / read M / transfer M TARGET
     save M                        the save under way at M becomes durable
     deliver A->B [KIND]           what is under way from A to B (* is anybody), or only messages of a class
     drop A->B [KIND]              the same, lost
@@ -66,6 +66,15 @@ class RaftScript:
 
     def do_found(self, member: str, peer: str) -> None:
         self.group.engines[MemberId(member)].peer_found(MemberId(peer))
+        self.group.pump(MemberId(member))
+
+    def do_read(self, member: str) -> list[str]:
+        number = self.group.engines[MemberId(member)].read()
+        self.group.pump(MemberId(member))
+        return [f"read {number}"]
+
+    def do_transfer(self, member: str, target: str) -> None:
+        self.group.engines[MemberId(member)].transfer(MemberId(target))
         self.group.pump(MemberId(member))
 
     def do_save(self, member: str) -> None:

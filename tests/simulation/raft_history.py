@@ -125,6 +125,11 @@ class History:
             self.committed.append(entry)
             self.committed_in.append(engine.term)
 
+    def read(self, engine: Engine, committed: int) -> None:
+        """A read is served that was asked for when `committed` entries were seen to be committed, anywhere."""
+        if engine.applied_index < committed:
+            raise Broken(f"{engine.member} serves a read at {engine.applied_index} that began after {committed}")
+
     def check_logs(self, engines: list[Engine]) -> None:
         """Log matching: where two logs agree in a term, they agree in everything before."""
         logs = [(engine.member, entries_of(engine, 1)) for engine in engines]

@@ -18,6 +18,7 @@ from jobrunner.errors import JobrunnerError
 from jobrunner.ids import MemberId
 from jobrunner.raft.engine import Engine
 from jobrunner.raft.messages import Entry, EntryKind, Member, VoteReply, decode_message, encode_message, first_entry
+from jobrunner.raft.reads import ReadReady
 from jobrunner.raft.ready import Save, Send
 from jobrunner.raft.roles import Leader
 from jobrunner.raft.settings import RaftSettings
@@ -44,6 +45,7 @@ class Faults:
     pauses: float = 0.0
     cuts: float = 0.0
     breaks: float = 0.0  # Connections that close and open again.
+    transfers: float = 0.0  # A leader is asked to hand over.
     lose_all: bool = False
 
     @classmethod
@@ -55,7 +57,7 @@ class Faults:
 
         return cls(
             loss=some(0.2), duplicates=some(0.2), late=some(0.2), stalls=some(0.1), crashes=some(4), pauses=some(2),
-            cuts=some(3), breaks=some(4), lose_all=rng.random() < 0.5,
+            cuts=some(3), breaks=some(4), transfers=some(3), lose_all=rng.random() < 0.5,
         )  # fmt: skip
 
 
@@ -87,6 +89,9 @@ class Node:
         self.inbox: list[tuple[MemberId, bytes]] = []  # While paused.
         self.applied: list[Entry] = []
         self.leading_epoch = 0
+        self.reads: dict[int, Callable[[bool], None]] = {}  # By the engine's number: what to do when it is served.
+        self.reads_due: list[ReadReady] = []
+        self.reads_term = 0
         files = FaultyFiles(self.disk)
         init_store(DIRECTORY, cluster_id="c", member=member, slot=slot, members=world.members, files=files)
 
@@ -109,6 +114,7 @@ class Node:
         self.running, self.paused_since, self.leading_epoch = True, None, 0
         self.inbox.clear()
         self.applied = []
+        self._drop_reads()
         self.store = Store.open(DIRECTORY, world.settings, FaultyFiles(self.disk))
         log = self.store.log
         self.engine = world.engine_class(
@@ -125,6 +131,7 @@ class Node:
     def crash(self, *, power: bool) -> None:
         """End the process; with `power`, its machine too."""
         self.running = False
+        self._drop_reads()
         self.life += 1
         if power:
             self.disk.crash()
@@ -167,6 +174,25 @@ class Node:
         self.pump()
         return True
 
+    def read(self, served: Callable[[bool], None]) -> None:
+        """`served(True)` when a linearizable read may be served here, `served(False)` if never. Raises NotLeader."""
+        number = self.engine.read()
+        self.reads_term = self.engine.term
+        self.reads[number] = served
+        self.pump()
+
+    def _serve_reads(self) -> None:
+        for due in [due for due in self.reads_due if due.index <= self.engine.applied_index]:
+            self.reads_due.remove(due)
+            if (served := self.reads.pop(due.number, None)) is not None:
+                served(True)
+
+    def _drop_reads(self) -> None:
+        reads, self.reads = self.reads, {}
+        self.reads_due = []
+        for served in reads.values():
+            served(False)
+
     def pump(self) -> None:
         """Do what the engine asks."""
         while True:
@@ -176,6 +202,8 @@ class Node:
             self._send(ready.send_now)
             if ready.save is not None:
                 self._write(ready.save, ready.after_persist)
+            self.reads_due += ready.reads
+            self._serve_reads()
             if not self._apply_some():
                 return
 
@@ -206,6 +234,8 @@ class Node:
 
     def _notice_role(self) -> None:
         role, epoch = self.engine.role, self.engine.term
+        if self.reads and not (isinstance(role, Leader) and epoch == self.reads_term):
+            self._drop_reads()
         if self.leading_epoch and not (isinstance(role, Leader) and epoch == self.leading_epoch):
             self.leading_epoch = 0
             self.following(epoch)
@@ -256,6 +286,7 @@ class RaftWorld:
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = 0
         self._serial = 0
+        self.reads_served = 0
         self._cut: set[tuple[MemberId, MemberId]] = set()  # (from, to)
         count = members or self.rng.choice((1, 3, 3, 3, 5))
         names = [MemberId(f"m{slot}") for slot in range(1, count + 1)]
@@ -337,6 +368,8 @@ class RaftWorld:
             (self.faults.pauses, self._pause_one),
             (self.faults.cuts, self._cut_some),
             (self.faults.breaks, self._break_one),
+            (self.faults.transfers, self._transfer_one),
+            (proposals / 2, self._read_somewhere),
         ]
 
         def repeat(rate: float, action: Callable[[], None]) -> None:
@@ -384,6 +417,30 @@ class RaftWorld:
         for node in self.awake():
             if isinstance(node.engine.role, Leader):
                 node.propose(data)
+
+    def _read_somewhere(self) -> None:
+        """Whoever takes itself for the leader is asked, deposed ones too: that is the point."""
+        node = self.rng.choice(list(self.nodes.values()))
+        if not node.running or node.paused_since is not None or not isinstance(node.engine.role, Leader):
+            return
+        self.read_at(node)
+
+    def read_at(self, node: Node) -> None:
+        """A linearizable read, checked when it is served."""
+        committed = len(self.history.committed)
+
+        def served(ok: bool) -> None:
+            if ok:
+                self.reads_served += 1
+                self.history.read(node.engine, committed)
+
+        node.read(served)
+
+    def _transfer_one(self) -> None:
+        for node in self.awake():
+            if isinstance(node.engine.role, Leader):
+                node.engine.transfer(self.rng.choice(list(self.nodes)))
+                node.pump()
 
     def awake(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.running and node.paused_since is None]

@@ -11,7 +11,7 @@ import pytest
 from jobrunner.errors import CorruptData
 from jobrunner.ids import MemberId
 from jobrunner.raft.engine import Engine
-from jobrunner.raft.messages import Append, PreVoteRequest, VoteRequest
+from jobrunner.raft.messages import Append, HeartbeatReply, PreVoteRequest, VoteRequest
 from jobrunner.raft.progress import quorum_index
 from jobrunner.raft.ready import Ready
 from jobrunner.raft.roles import Leader
@@ -19,7 +19,10 @@ from jobrunner.raft.settings import RaftSettings
 from tests.simulation.raft_history import Broken
 from tests.simulation.raft_world import MS, Faults, RaftWorld
 
-HARD = Faults(loss=0.05, duplicates=0.1, late=0.1, crashes=8, pauses=1, cuts=4, breaks=4, stalls=0.1, lose_all=True)
+HARD = Faults(
+    loss=0.05, duplicates=0.1, late=0.1, crashes=8, pauses=1, cuts=4, breaks=4, stalls=0.1, lose_all=True,
+    transfers=1,
+)  # fmt: skip
 LOSSY = Faults(loss=0.3)
 SLOW = Faults(delay_us=(50, 5 * MS))
 ONE_BY_ONE = RaftSettings(
@@ -84,6 +87,24 @@ class VotesForAnyLog(Engine):
         super()._on_vote_request(sender, VoteRequest(message.term, self.log.last_index, self.log.last_term))
 
 
+class AnyAnswerConfirms(Engine):
+    """etcd#20418: the answer to an older round of heartbeats confirms a younger read."""
+
+    def _on_heartbeat_reply(self, sender: MemberId, message: HeartbeatReply) -> None:
+        if isinstance(self.role, Leader):
+            message = HeartbeatReply(message.term, self.role.reads.round)
+        super()._on_heartbeat_reply(sender, message)
+
+
+class ReadsWithoutOwnTerm(Engine):
+    """etcd#7331: a new leader serves what it knew to be committed, not what was."""
+
+    def _begin_reads(self, role: Leader) -> None:
+        noop, role.noop_index = role.noop_index, 0
+        super()._begin_reads(role)
+        role.noop_index = noop
+
+
 def seeds_until_found(engine_class: type[Engine], limit: int) -> int | None:
     for seed in range(FIRST, FIRST + limit):
         world = RaftWorld(seed, members=3 + 2 * (seed % 2), faults=HARD, engine_class=engine_class)
@@ -98,7 +119,7 @@ def seeds_until_found(engine_class: type[Engine], limit: int) -> int | None:
 @pytest.mark.parametrize(
     "engine_class",
     [
-        AckBeforeSave, OwnAckBeforeSave, TruncatesAlways, VotesForAnyLog,
+        AckBeforeSave, OwnAckBeforeSave, TruncatesAlways, VotesForAnyLog, ReadsWithoutOwnTerm,
     ],
 )  # fmt: skip
 def test_a_planted_bug_is_found(engine_class: type[Engine]) -> None:
@@ -144,6 +165,30 @@ def play_elections(seed: int, engine_class: type[Engine]) -> None:
     world.settle()
 
 
+def play_reads(seed: int, engine_class: type[Engine]) -> None:
+    """A leader is stopped while answers to its heartbeats are on their way; it wakes deposed, and is asked at once."""
+    world = RaftWorld(seed, members=3, faults=Faults(), settings=ONE_BY_ONE, engine_class=engine_class)
+    rng = world.rng
+    for _ in range(10):
+        world.run(rng.randint(200 * MS, 400 * MS))
+        for node in world.awake():
+            if isinstance(node.engine.role, Leader):
+                world.read_at(node)
+                node.pause()
+                world.run(rng.randint(0, 1 * MS))
+                for _ in range(20):
+                    world.run(20 * MS)
+                    world.propose_somewhere()
+                inbox, node.inbox = node.inbox, []
+                node.wake()
+                if isinstance(node.engine.role, Leader):
+                    world.read_at(node)
+                for sender, message in inbox:
+                    node.receive(sender, message)
+                break
+    world.settle()
+
+
 def seeds_until_broken(play: Callable[[int, type[Engine]], None], engine_class: type[Engine], limit: int) -> int | None:
     for seed in range(FIRST, FIRST + limit):
         try:
@@ -161,6 +206,16 @@ def test_a_vote_that_is_not_saved_is_found() -> None:
 def test_voters_that_restart_in_an_election_vote_once() -> None:
     """T01; PySyncObj#84."""
     assert seeds_until_broken(play_elections, Engine, 10) is None
+
+
+def test_an_answer_to_an_older_round_that_confirms_a_read_is_found() -> None:
+    """It takes a leader that was stopped with answers on their way to it (found in etcd by process pauses)."""
+    assert seeds_until_broken(play_reads, AnyAnswerConfirms, 20) is not None
+
+
+def test_a_leader_that_was_stopped_serves_no_old_read() -> None:
+    """T17."""
+    assert seeds_until_broken(play_reads, Engine, 10) is None
 
 
 def test_figure_8_is_found_in_an_engine_that_commits_older_terms_by_count() -> None:
