@@ -57,9 +57,9 @@ class JobHandle:
         self.id = job
         self._remote = remote
 
-    def status(self) -> JobStatus:
-        """The job as it is now. Raises UnknownJob."""
-        return self._remote.call(GetJob(self.id), JobStatus)
+    def status(self, *, stale: bool = False) -> JobStatus:
+        """The job as it is now; `stale`: as whichever master is asked has it. Raises UnknownJob."""
+        return self._remote.call(GetJob(self.id, stale), JobStatus)
 
     def wait(self, timeout: float | None = None) -> JobResult:
         """The result, once the job has committed. `timeout` in seconds.

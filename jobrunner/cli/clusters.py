@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from jobrunner.cli.locate import HOME, Where, open_client, settings_of
-from jobrunner.cli.options import ClusterOpt, ConfigOpt, DirOpt, JsonOpt, ReachOpt, SetOpt, SlotsOpt, TokenFileOpt
+from jobrunner.cli.options import (
+    ClusterOpt,
+    ConfigOpt,
+    DirOpt,
+    JsonOpt,
+    ReachOpt,
+    SetOpt,
+    SlotsOpt,
+    StaleOpt,
+    TokenFileOpt,
+)
 from jobrunner.errors import SpecError
 
 cluster = typer.Typer(
@@ -61,13 +71,14 @@ def status(
     directory: DirOpt = None,
     token_file: TokenFileOpt = None,
     reach_timeout: ReachOpt = None,
+    stale: StaleOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Show who leads, every master and worker, and how many jobs are in which state."""
     from jobrunner.cli.present import cluster_object, cluster_text, to_json
 
     with open_client(Where(address, directory, token_file, reach_timeout)) as client:
-        info = client.cluster()
+        info = client.cluster(stale=stale)
     print(to_json(cluster_object(info)) if as_json else cluster_text(info))
 
 

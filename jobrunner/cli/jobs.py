@@ -3,7 +3,7 @@
 import sys
 
 from jobrunner.cli.locate import Where, open_client
-from jobrunner.cli.options import ClusterOpt, DirOpt, JobArg, JsonOpt, ReachOpt, TokenFileOpt
+from jobrunner.cli.options import ClusterOpt, DirOpt, JobArg, JsonOpt, ReachOpt, StaleOpt, TokenFileOpt
 
 
 def jobs(
@@ -11,13 +11,14 @@ def jobs(
     directory: DirOpt = None,
     token_file: TokenFileOpt = None,
     reach_timeout: ReachOpt = None,
+    stale: StaleOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """List the jobs that the cluster remembers, newest first."""
     from jobrunner.cli.present import jobs_text, status_object, to_json
 
     with open_client(Where(cluster, directory, token_file, reach_timeout)) as client:
-        found = client.jobs()
+        found = client.jobs(stale=stale)
     print(to_json({"jobs": [status_object(job) for job in found]}) if as_json else jobs_text(found))
 
 
@@ -27,6 +28,7 @@ def status(
     directory: DirOpt = None,
     token_file: TokenFileOpt = None,
     reach_timeout: ReachOpt = None,
+    stale: StaleOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Show a job: its state and what it waits for.
@@ -36,7 +38,7 @@ def status(
     from jobrunner.cli.present import status_object, status_text, to_json
 
     with open_client(Where(cluster, directory, token_file, reach_timeout)) as client:
-        found = client.job(job).status()
+        found = client.job(job).status(stale=stale)
     print(to_json(status_object(found)) if as_json else status_text(found))
 
 

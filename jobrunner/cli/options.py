@@ -49,6 +49,9 @@ SetOpt = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One setting, over file and environment; repeatable."),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, all else to stderr.")]
+StaleOpt = Annotated[
+    bool, typer.Option("--stale", help="As whichever master is asked has it: maybe old, but also without a quorum.")
+]
 ClusterOpt = Annotated[
     str | None, typer.Option("--cluster", metavar="ADDR,ADDR", help="Addresses of masters, host:port each.")
 ]

@@ -125,11 +125,6 @@ def jobs_text(jobs: Sequence[JobStatus]) -> str:
 
 def cluster_text(info: ClusterInfo) -> str:
     """`jobrunner cluster status` for people."""
-    masters = [("MASTER", "ROLE", "ADDRESS", "PID", "EPOCH", "COMMIT", "APPLIED")]
-    for master in info.masters:
-        pid = "-" if master.pid is None else str(master.pid)
-        counts = (str(master.epoch), str(master.commit_index), str(master.applied_index))
-        masters.append((str(master.id), master.role, master.address, pid, *counts))
     workers = [("WORKER", "STATE", "ADDRESS", "PID", "HOST", "RUNNING")]
     for worker in info.workers:
         running = f"{len(worker.running)}/{worker.slots}"
@@ -137,8 +132,23 @@ def cluster_text(info: ClusterInfo) -> str:
     jobs = ", ".join(f"{count} {state}" for state, count in info.jobs.items() if count) or "none"
     leader = "no leader" if info.leader is None else f"master {info.leader} leads"
     return "\n".join(
-        [f"cluster {info.cluster_id}: {leader} (epoch {info.epoch})", table(masters), table(workers), f"jobs: {jobs}"]
+        [
+            f"cluster {info.cluster_id}: {leader} (epoch {info.epoch})",
+            masters_text(info),
+            table(workers),
+            f"jobs: {jobs}",
+        ]
     )
+
+
+def masters_text(info: ClusterInfo) -> str:
+    """`jobrunner masters list` for people."""
+    rows = [("MASTER", "ROLE", "ADDRESS", "PID", "EPOCH", "COMMIT", "APPLIED")]
+    for master in info.masters:
+        pid = "-" if master.pid is None else str(master.pid)
+        counts = (str(master.epoch), str(master.commit_index), str(master.applied_index))
+        rows.append((str(master.id), master.role, master.address, pid, *counts))
+    return table(rows)
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
