@@ -3,6 +3,7 @@
 Every call may be repeated: it carries the job's id. Unknown means that it may or may not have been carried out.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobrunner.api.handle import JobHandle
 from jobrunner.api.job import Job, Urls
 from jobrunner.api.prepare import Request, make_request, prepare, resolve_settings
 from jobrunner.api.remote import Calls, Remote
+from jobrunner.control.locks import ForceRelease, ListLocks, LockList, LockOwner
 from jobrunner.control.messages import (
     Ack,
     BlobsHeld,
@@ -30,12 +32,15 @@ from jobrunner.control.messages import (
     Transferred,
     message_decoder,
 )
-from jobrunner.errors import SpecError, Unknown, UnknownJob
+from jobrunner.errors import Refused, SpecError, Unknown, UnknownJob
 from jobrunner.failpoints import failpoint
 from jobrunner.ids import JobId, parse_job_id
 from jobrunner.spec.settings import Settings
 
 if TYPE_CHECKING:
+    from jobrunner.api.kv import Kv
+    from jobrunner.api.locks import Lock, OnDoubt
+    from jobrunner.api.sessions import LockSession
     from jobrunner.planner.build import BuiltJob
 
 
@@ -56,6 +61,8 @@ class Client:
         self._token = token
         self._cluster_id = cluster_id
         self._remote = Remote(self._connect, self.settings.limits)
+        self._sessions: dict[int, LockSession] = {}  # By ttl in milliseconds.
+        self._opening = threading.Lock()
 
     @classmethod
     def from_dir(
@@ -87,7 +94,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connections. Jobs go on."""
+        """End the connections. Jobs go on; locks are released, ephemeral keys deleted."""
+        for session in self._sessions.values():
+            session.close()
         self._remote.close()
 
     def submit(
@@ -149,24 +158,96 @@ class Client:
         except ValueError as error:
             raise SpecError(str(error)) from error
 
-    def jobs(self, *, stale: bool = False) -> list[JobStatus]:
-        """All jobs the cluster remembers, newest first; `stale`: as whichever master is asked has them."""
-        return self._remote.call(ListJobs(stale), JobList).jobs
+    def jobs(self) -> list[JobStatus]:
+        """All jobs the cluster remembers, newest first."""
+        return self._remote.call(ListJobs(), JobList).jobs
 
-    def cluster(self, *, stale: bool = False) -> ClusterInfo:
-        """Masters, workers, and how many jobs are in which state; `stale`: as whichever master is asked has it."""
-        return self._remote.call(GetCluster(stale), ClusterInfo)
-
-    def transfer(self, master: int | None = None) -> int:
-        """Make the master of this slot lead, or the most complete one; the slot of who leads now.
-
-        Raises Refused; Unavailable while it does not take over.
-        """
-        return self._remote.call(TransferLeadership(master), Transferred).leader
+    def cluster(self) -> ClusterInfo:
+        """Masters, workers, and how many jobs are in which state."""
+        return self._remote.call(GetCluster(), ClusterInfo)
 
     def slots(self) -> int:
         """Slots of all workers that are not lost."""
         return sum(worker.slots for worker in self.cluster().workers if worker.state in ("live", "suspect"))
+
+    # --- locks and small values --------------------------------------------------------------------------------------
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float | None = None,
+        wait: float | None = None,
+        shared: bool = False,
+        delay: float | None = None,
+        on_doubt: "OnDoubt | None" = None,
+    ) -> "Lock":
+        """A named lock, to be used in a `with`, which takes it and gives it back.
+
+        `ttl`: seconds of silence after which it is lost; `wait`: seconds to stand in line (None: as long as it takes,
+        0: not at all), then LockBusy; `shared`: others may hold it shared too; `delay`: seconds for which it stays
+        closed if this holder fails (not when it releases); `on_doubt(lock)` is called, from another thread, when
+        the lock is in doubt or lost. The lock "output:" + the canonical URL of an output is also held by the job that
+        writes there. Raises SpecError.
+        """
+        from jobrunner.api.locks import Lock
+
+        section = self.settings.locks
+        ttl_ms = section.ttl_ms if ttl is None else round(ttl * 1000)
+        delay_ms = section.delay_ms if delay is None else round(delay * 1000)
+        if not section.ttl_ms_min <= ttl_ms <= section.ttl_ms_max:
+            low, high = section.ttl_ms_min / 1000, section.ttl_ms_max / 1000
+            raise SpecError(f"ttl: found {ttl_ms / 1000:g}, allowed: seconds from {low:g} to {high:g}")
+        if not 0 <= delay_ms <= section.delay_ms_max:
+            raise SpecError(f"delay: found {delay_ms / 1000:g}, allowed: seconds to {section.delay_ms_max / 1000:g}")
+        if wait is not None and not wait >= 0:
+            raise SpecError(f"wait: found {wait!r}, allowed: seconds from 0, or None")
+        return Lock(
+            self._remote,
+            lambda: self._session(ttl_ms),
+            name,
+            shared=shared,
+            wait_s=wait,
+            delay_ms=delay_ms,
+            on_doubt=on_doubt,
+        )
+
+    def locks(self, prefix: str = "") -> "LockList":
+        """Locks that are held, waited for or closed, by name; and those that operators released lately."""
+        page = self._remote.call(ListLocks(prefix), LockList)
+        locks = [*page.locks]
+        while page.more:
+            page = self._remote.call(ListLocks(prefix, after=locks[-1].name), LockList)
+            locks += page.locks
+        return LockList(locks, False, page.forced, page.now_ms)
+
+    def release_lock(self, name: str, *, reason: str) -> "list[LockOwner]":
+        """Take a lock from whoever holds it, who learns it with the next keepalive. Raises Refused if nobody does."""
+        found = [info for info in self.locks(name).locks if info.name == name]
+        if not found or not (found[0].holders or found[0].job):
+            raise Refused(f"lock {name} is not held")
+        if found[0].job:
+            raise Refused(f"lock {name} is held by job {found[0].job}: kill the job")
+        for holder in found[0].holders:
+            self._remote.call(ForceRelease(name, holder.token, reason), Ack)
+        return found[0].holders
+
+    @property
+    def kv(self) -> "Kv":
+        """Small values with compare-and-set, ephemeral keys, transactions and watches."""
+        from jobrunner.api.kv import Kv
+
+        return Kv(self._remote, lambda: self._session(self.settings.locks.ttl_ms))
+
+    def _session(self, ttl_ms: int) -> "LockSession":
+        from jobrunner.api.sessions import LockSession, own_name
+        from jobrunner.locks.holder import Hold
+
+        with self._opening:
+            session = self._sessions.get(ttl_ms)
+            if session is None or session.state is Hold.LOST:
+                session = self._sessions[ttl_ms] = LockSession(self._remote, ttl_ms=ttl_ms, owner=own_name())
+            return session
 
     def _knows(self, job: JobId) -> bool:
         try:

@@ -39,18 +39,21 @@ class Remote:
         self._calls: asyncio.Task[Calls] | None = None
         self._closed = False
 
-    def call(self, message: msgspec.Struct, reply: type[Reply], *, patience_ms: int = 0) -> Reply:
+    def call(
+        self, message: msgspec.Struct, reply: type[Reply], *, patience_ms: int = 0, deadline_s: float | None = None
+    ) -> Reply:
         """The answer to `message`, for which the masters may take `patience_ms` longer than usual.
 
-        Raises what the masters raised; Unavailable or Unknown when none could be reached for reach_timeout_ms.
+        Raises what the masters raised; Unavailable or Unknown when none could be reached for `deadline_s`
+        (reach_timeout_ms).
         """
-        return wait_for(self.start(message, reply, patience_ms=patience_ms))
+        return wait_for(self.spawn(self.ask(message, reply, patience_ms=patience_ms, deadline_s=deadline_s)))
 
     def start(
         self, message: msgspec.Struct, reply: type[Reply], *, patience_ms: int = 0
     ) -> "concurrent.futures.Future[Reply]":
         """Ask now, look at the answer later."""
-        return self._spawn(self._ask(message, reply, patience_ms))
+        return self.spawn(self.ask(message, reply, patience_ms=patience_ms))
 
     def close(self) -> None:
         """End the connections and the thread; safe to repeat. Calls that wait are cancelled."""
@@ -68,7 +71,8 @@ class Remote:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_CLOSE_S)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+        """Run a coroutine in the Remote's thread. Raises Unavailable after `close`."""
         with self._lock:
             if self._closed:
                 coroutine.close()
@@ -79,14 +83,19 @@ class Remote:
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def _ask(self, message: msgspec.Struct, reply: type[Reply], patience_ms: int) -> Reply:
+    async def ask(
+        self, message: msgspec.Struct, reply: type[Reply], *, patience_ms: int = 0, deadline_s: float | None = None
+    ) -> Reply:
+        """As `call`, within the Remote's thread."""
         if self._calls is None:
             self._calls = asyncio.ensure_future(self._open())
         # Shielded: one caller that gives up must not end the connection that the others wait for.
         calls = await asyncio.shield(self._calls)
+        if deadline_s is None:
+            deadline_s = self._limits.reach_timeout_ms / 1000
         answer = await calls.call(
             message,
-            deadline_s=(self._limits.reach_timeout_ms + patience_ms) / 1000,
+            deadline_s=deadline_s + patience_ms / 1000,
             timeout_s=(self._limits.call_timeout_ms + patience_ms) / 1000,
         )
         assert isinstance(answer, reply), f"{type(message).__name__} was answered by {type(answer).__name__}"

@@ -60,6 +60,7 @@ from jobrunner.master.commands import (
     Submit,
 )
 from jobrunner.master.leader import Leader
+from jobrunner.master.lock_requests import LockRequests
 from jobrunner.master.state import MasterState
 from jobrunner.spec.settings import Settings
 
@@ -71,6 +72,10 @@ class Master(Protocol):
     settings: Settings
 
     def now(self) -> float: ...
+    def wall_ms(self) -> int:
+        """Unix milliseconds; for display."""
+        ...
+
     def leading(self) -> Leader:
         """Raises NotLeader, with the leader's address if it is known."""
         ...
@@ -112,6 +117,7 @@ class Requests:
     def __init__(self, master: Master) -> None:
         self._master = master
         self._waiters: set[_Waiter] = set()
+        self._locks = LockRequests(master)
         self._handlers: dict[type, Callable[[Any], Awaitable[msgspec.Struct]]] = {
             RegisterWorker: self._register,
             Beat: self._beat,
@@ -131,6 +137,7 @@ class Requests:
             GetCluster: self._get_cluster,
             GetMember: self._get_member,
             TransferLeadership: self._transfer,
+            **self._locks.handlers,
         }
 
     async def answer(self, message: msgspec.Struct) -> msgspec.Struct:
@@ -262,6 +269,10 @@ class Requests:
             return True
         return job.version > waiter.version or (job.tidy if waiter.tidy else job.ended)
 
+    def applied(self) -> None:
+        """An entry was applied, just now."""
+        self._locks.applied()
+
     def changed(self) -> None:
         """The state has changed: answer whoever waits for that."""
         for waiter in list(self._waiters):
@@ -270,6 +281,7 @@ class Requests:
 
     def not_leading(self, leader: str) -> None:
         """Leadership is lost: who waits must ask the new leader."""
+        self._locks.not_leading(leader)
         for waiter in list(self._waiters):
             if not waiter.future.done():
                 waiter.future.set_exception(NotLeader("this master no longer leads", leader=leader))

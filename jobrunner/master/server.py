@@ -33,6 +33,7 @@ from jobrunner.errors import JobrunnerError, NotLeader, Refused
 from jobrunner.failpoints import failpoint
 from jobrunner.hosts import process_alive, same_pid_space
 from jobrunner.ids import Epoch, Hash, MemberId
+from jobrunner.locks.limits import limits_of
 from jobrunner.locks.sessions import Session
 from jobrunner.master import views
 from jobrunner.master.commands import (
@@ -157,14 +158,6 @@ class MasterServer:
         await self._server.stop()
         await self._http.close()
 
-    async def hand_over(self) -> None:
-        """Before a stop: let another master lead, so that nobody waits for an election. Bounded by its time-out."""
-        if self._leader is not None and len(self._config.members) > 1:
-            try:
-                await self._driver.transfer()
-            except JobrunnerError as error:
-                logger.info("stops while it leads: %s", error)
-
     def ask_to_stop(self) -> None:
         """End `serve_master` with status 0."""
         if not self.stopped.done():
@@ -179,6 +172,7 @@ class MasterServer:
     def apply(self, index: int, epoch: int, data: bytes) -> object:
         entry = decode_entry(data)
         result = self.state.apply(entry)
+        self._requests.applied()
         if self._leader is not None:
             self._pass_failpoints(entry.command, result)
             self.wake()
@@ -210,8 +204,9 @@ class MasterServer:
         self._leader = Leader(
             Epoch(epoch),
             self.now(),
-            LeaderLimits(self.settings.session.ttl_ms / 1000, self.settings.worker.queue_max, limits.jobs_kept_max),
-        )
+            LeaderLimits(self.settings.session.ttl_ms / 1000, self.settings.worker.queue_max, limits.jobs_kept_max,
+                         locks=limits_of(self.settings.locks)),
+        )  # fmt: skip
         logger.info("leads from epoch %d", epoch)
         self._announce(epoch, self._config.members[self._config.member][1])
         for session in self.state.sessions.live.values():
@@ -241,6 +236,9 @@ class MasterServer:
 
     def now(self) -> float:
         return self._clock.now()
+
+    def wall_ms(self) -> int:
+        return int(self._clock.wall() * 1000)
 
     def leading(self) -> Leader:
         if self._leader is None:
@@ -294,7 +292,7 @@ class MasterServer:
 
     async def propose(self, command: AnyCommand) -> Any:
         leader = self.leading()
-        entry = Entry(min(LEVEL, self.state.level), int(self._clock.wall() * 1000), leader.epoch, command)
+        entry = Entry(min(LEVEL, self.state.level), self.wall_ms(), leader.epoch, command)
         return await self._driver.propose(encode_entry(entry))
 
     async def barrier(self) -> None:
@@ -418,7 +416,6 @@ async def serve_master(config: MasterConfig, sock: socket | None, host: str, por
     logger.info("master %d (member %s) listens on %s, pid %d", config.slot, config.member, address, os.getpid())
     error = await server.stopped
     if error is None:
-        await server.hand_over()
         await server.stop()
         logger.info("stopped")
         return 0
