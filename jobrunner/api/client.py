@@ -158,13 +158,20 @@ class Client:
         except ValueError as error:
             raise SpecError(str(error)) from error
 
-    def jobs(self) -> list[JobStatus]:
-        """All jobs the cluster remembers, newest first."""
-        return self._remote.call(ListJobs(), JobList).jobs
+    def jobs(self, *, stale: bool = False) -> list[JobStatus]:
+        """All jobs the cluster remembers, newest first; `stale`: as whichever master is asked has them."""
+        return self._remote.call(ListJobs(stale), JobList).jobs
 
-    def cluster(self) -> ClusterInfo:
-        """Masters, workers, and how many jobs are in which state."""
-        return self._remote.call(GetCluster(), ClusterInfo)
+    def cluster(self, *, stale: bool = False) -> ClusterInfo:
+        """Masters, workers, and how many jobs are in which state; `stale`: as whichever master is asked has it."""
+        return self._remote.call(GetCluster(stale), ClusterInfo)
+
+    def transfer(self, master: int | None = None) -> int:
+        """Make the master of this slot lead, or the most complete one; the slot of who leads now.
+
+        Raises Refused; Unavailable while it does not take over.
+        """
+        return self._remote.call(TransferLeadership(master), Transferred).leader
 
     def slots(self) -> int:
         """Slots of all workers that are not lost."""

@@ -158,6 +158,14 @@ class MasterServer:
         await self._server.stop()
         await self._http.close()
 
+    async def hand_over(self) -> None:
+        """Before a stop: let another master lead, so that nobody waits for an election. Bounded by its time-out."""
+        if self._leader is not None and len(self._config.members) > 1:
+            try:
+                await self._driver.transfer()
+            except JobrunnerError as error:
+                logger.info("stops while it leads: %s", error)
+
     def ask_to_stop(self) -> None:
         """End `serve_master` with status 0."""
         if not self.stopped.done():
@@ -416,6 +424,7 @@ async def serve_master(config: MasterConfig, sock: socket | None, host: str, por
     logger.info("master %d (member %s) listens on %s, pid %d", config.slot, config.member, address, os.getpid())
     error = await server.stopped
     if error is None:
+        await server.hand_over()
         await server.stop()
         logger.info("stopped")
         return 0
