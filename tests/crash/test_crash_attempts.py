@@ -83,15 +83,16 @@ def test_a_bad_end_in_a_reduce(cluster: LocalCluster, client: Client, tmp_path: 
         cluster, handle.id, tmp_path / "out", stage="reduce", cause="exited", attempts=2, words="status 9"
     )
     assert shown["error"]["task"].startswith(f"{handle.id}/reduce/")
+    waited = jobrunner(cluster, "wait", handle.id)
+    assert waited.returncode == 1
+    assert "status 9" in waited.stderr and shown["error"]["attempt"] in waited.stderr
 
 
 def check_failed(
     cluster: LocalCluster, job: str, output: Path, *, stage: str, cause: str, attempts: int, words: str
 ) -> dict[str, Any]:
-    """The job failed by `cause`; `wait`, `status` and `logs` say so, and nothing of it is to be seen."""
-    waited = jobrunner(cluster, "wait", job)
-    assert waited.returncode == 1, waited.stderr
-    assert words in waited.stderr
+    """The job failed by `cause`; `status` and `logs` say so, and nothing of it is to be seen."""
+    cluster.client.job(job).ended(60, tidy=True)
     shown: dict[str, Any] = json.loads(jobrunner(cluster, "status", job, "--json").stdout)
     assert shown["state"] == "failed"
     assert shown["error"]["kind"] == cause and words in shown["error"]["message"]
@@ -100,7 +101,6 @@ def check_failed(
     logs = jobrunner(cluster, "logs", job, "--failed").stdout
     assert f"({cause})" in logs
     assert words in logs or "Segmentation fault" in logs  # What it wrote itself; else our words.
-    cluster.client.job(job).ended(30, tidy=True)
     assert not output.exists()
     check_alone(output)
     return shown
