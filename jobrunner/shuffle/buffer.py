@@ -104,7 +104,7 @@ class ValueBuffer:
         """Take mapped values, as `first` of the reducer if there is one; `keys` are for errors. Raises BadValue."""
         if isinstance(self._reducer, Sum | Mean):
             try:
-                self._extend("q", array("q", values))  # Takes bools as ints, as a sum does.
+                self._add_ints(values)  # Takes bools as ints, as a sum does.
                 return
             except (TypeError, OverflowError):
                 pass
@@ -114,7 +114,7 @@ class ValueBuffer:
             return
         if kinds == {int}:
             try:
-                self._extend("q", array("q", values))
+                self._add_ints(values)
                 return
             except OverflowError:
                 pass
@@ -122,6 +122,13 @@ class ValueBuffer:
             start = self._reducer.start
             values = [start(key, value) for key, value in zip(keys, values, strict=True)]
         self.add_pickles([pickle.dumps(value, 5) for value in values])
+
+    def _add_ints(self, values: list[Any]) -> None:
+        """Raises OverflowError beyond 64 bits, TypeError for what is no int."""
+        try:
+            self._extend("B", array("B", bytes(values)))  # Ones, mostly: cheaper than array("q", values).
+        except ValueError:
+            self._extend("q", array("q", values))
 
     def _extend(self, code: str, more: "array[Any]") -> None:
         last = self._parts[-1] if self._parts else None
@@ -144,12 +151,14 @@ class ValueBuffer:
         if not parts:
             return pa.array([], pa.int64())
         columns = [self._column(part) for part in parts]
-        return columns[0] if len(columns) == 1 else pa.concat_arrays(list(map(pickled_values, columns)))
+        if len({column.type for column in columns}) > 1:
+            columns = list(map(pickled_values, columns))
+        return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
 
     def _column(self, part: Any) -> Any:
         if isinstance(part, list):
             return pickled_column(part)
-        numbers = pa.array(np.array(part))
+        numbers = pa.array(np.array(part, np.int64 if part.typecode == "B" else None))
         return mean_column(numbers) if isinstance(self._reducer, Mean) else numbers
 
 
