@@ -167,10 +167,16 @@ class Client:
         return self._remote.call(GetCluster(stale), ClusterInfo)
 
     def transfer(self, master: int | None = None) -> int:
-        """Make the master of this slot lead, or the most complete one; the slot of who leads now.
+        """Make the master of this slot lead, or the most complete one that does not; the slot of who leads now.
 
         Raises Refused; Unavailable while it does not take over.
         """
+        if master is None:  # Chosen once and here: the new leader, asked again, must not hand over once more.
+            info = self.cluster()
+            others = [one for one in info.masters if one.id != info.leader and one.role != "down"]
+            if not others:
+                raise Refused("there is no other master that runs")
+            master = max(others, key=lambda one: (one.commit_index, -one.id)).id
         return self._remote.call(TransferLeadership(master), Transferred).leader
 
     def slots(self) -> int:

@@ -508,9 +508,9 @@ class MemberInfo(Message, frozen=True):
 
 
 class TransferLeadership(Message, frozen=True):
-    """Make another master lead: the one of this slot, or the most complete one. Answered when it does."""
+    """Make the master of this slot lead; answered when it does, at once if it does already."""
 
-    master: int | None = None
+    master: int
 
 
 class Transferred(Message, frozen=True):

@@ -91,8 +91,8 @@ class Master(Protocol):
         """
         ...
 
-    async def transfer(self, slot: int | None) -> int:
-        """Make another master lead; its slot. Raises NotLeader, Refused, Unavailable."""
+    async def transfer(self, slot: int) -> int:
+        """Make the master of this slot lead; who leads then. Raises NotLeader, Refused, Unavailable."""
         ...
 
     def wake(self) -> None:

@@ -308,10 +308,10 @@ class MasterServer:
         await self._driver.read_barrier()
         self.leading()
 
-    async def transfer(self, slot: int | None) -> int:
+    async def transfer(self, slot: int) -> int:
         self.leading()
         target = next((member for member, (its, _) in self._config.members.items() if its == slot), None)
-        if slot is not None and target is None:
+        if target is None:
             raise Refused(f"there is no master {slot}")
         return self._config.members[await self._driver.transfer(target)][0]
 
