@@ -59,7 +59,7 @@ class SimJob:
     def digest(self, partition: int, token: int, rng: Random) -> int:
         """Of one map's output: a function of the input, as it should be, or not."""
         digest = crc32(f"{self.id}/{partition}".encode()) << 20
-        return digest + (rng.randint(0, 1) if self.fickle else 0)
+        return digest + (rng.randint(0, 2) if self.fickle else 0)
 
     def submit(self) -> SubmitJob:
         stages = [StageSpec(MAP, TaskKind.MAP, self.maps, final=self.map_only)]

@@ -52,7 +52,7 @@ class Run:
             return
         world = self._world
         if kind is TaskKind.MAP:
-            self._after(world.task_us(), self._map)
+            self._after(world.task_us(is_map=True), self._map)
         elif kind is TaskKind.REDUCE:
             self._after(world.task_us() // 2, lambda: self._read(0, 0))
         else:

@@ -36,6 +36,7 @@ class ControlFaults(Faults):
 
     worker_crashes: float = 0.0
     worker_pauses: float = 0.0
+    worker_cuts: float = 0.0  # A worker is isolated from all masters, not from other workers, for more than its lease.
     kills: float = 0.0
     failures: float = 0.0
     corruption: float = 0.0  # Of blocks read.
@@ -54,7 +55,7 @@ class ControlFaults(Faults):
             late_us=rng.choice((50, 300, 1000)) * MS, stalls=some(0.05), crashes=some(2), pauses=some(1), cuts=some(2),
             breaks=some(2), lose_all=rng.random() < 0.3, worker_crashes=some(2), worker_pauses=some(2), kills=some(0.5),
             failures=some(0.15), corruption=some(0.02), refusals=some(0.3), write_crashes=some(0.01), slow=some(0.1),
-            fickle=some(0.8),
+            fickle=some(0.8), worker_cuts=some(0.5),
         )  # fmt: skip
 
 
@@ -148,8 +149,8 @@ class ControlWorld(RaftWorld):
 
     # --- how long things take ----------------------------------------------------------------------------------------
 
-    def task_us(self) -> int:
-        if self.rng.random() < self._control_faults.slow:
+    def task_us(self, *, is_map: bool = False) -> int:
+        if self.rng.random() < self._control_faults.slow / (4 if is_map else 1):
             return self.rng.randint(500 * MS, 1_200 * MS)
         return self.rng.randint(2 * MS, 60 * MS)
 
@@ -175,6 +176,7 @@ class ControlWorld(RaftWorld):
         actions: list[tuple[float, Callable[[], None]]] = [
             (faults.worker_crashes, self._crash_worker),
             (faults.worker_pauses, self._pause_worker),
+            (faults.worker_cuts, self._cut_worker),
             (faults.kills, self._kill_job),
         ]
 
@@ -224,6 +226,13 @@ class ControlWorld(RaftWorld):
     def _wake_worker(self, worker: SimWorker, life: int) -> None:
         if worker.life == life and worker.paused_since is not None:
             worker.wake()
+
+    def _cut_worker(self) -> None:
+        name = self.rng.choice(list(self.workers))
+        links = {link for master in self.nodes for link in ((name, master), (master, name))}
+        self._cut |= links  # type: ignore[arg-type]
+        ttl_us = self.cluster_settings.session.ttl_ms * MS
+        self.at(ttl_us + self.rng.randint(0, ttl_us), lambda: self._cut.difference_update(links))  # type: ignore[arg-type]
 
     def _kill_job(self) -> None:
         choices = [(client, job) for client in self.clients for job in client.jobs if job.id in client.acknowledged]

@@ -27,7 +27,7 @@ HARD = ControlFaults(
     loss=0.05, duplicates=0.1, late=0.1, delay_us=(50, 2_000), crashes=1, pauses=0.5, cuts=1, breaks=1,
     worker_crashes=1.5, worker_pauses=1.5, kills=0.3, failures=0.05, refusals=0.1, slow=0.1,
 )  # fmt: skip
-ZOMBIES = ControlFaults(duplicates=0.1, worker_pauses=3, slow=0.3, fickle=1)
+ZOMBIES = ControlFaults(worker_cuts=2, slow=0.5, fickle=1)
 
 
 @pytest.fixture(autouse=True)
