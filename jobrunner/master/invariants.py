@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from jobrunner.commit.steps import State
+from jobrunner.control.locks import OUTPUT_PREFIX
 from jobrunner.control.messages import CHARGED
+from jobrunner.locks.invariants import broken_locks
 from jobrunner.master.jobs import Job
 from jobrunner.master.state import MasterState
 from jobrunner.master.tasks import DIGEST_MASK, StageTable, TaskState
@@ -17,6 +19,8 @@ def check_state(state: MasterState) -> None:
 
 def _broken(state: MasterState) -> Iterator[str]:
     yield from _sessions(state)
+    yield from broken_locks(state.service)
+    yield from _output_locks(state)
     for id, job in state.jobs.items():
         if (id in state.active) == job.tidy:
             yield f"{id}: active and tidy disagree"
@@ -48,6 +52,16 @@ def _sessions(state: MasterState) -> Iterator[str]:
         session = state.sessions.live.get(id)
         if session is None or session.directory != directory:
             yield f"directory {directory} points to session {id}"
+
+
+def _output_locks(state: MasterState) -> Iterator[str]:
+    reserved = {name: lock.job for name, lock in state.service.names.locks.items() if lock.job is not None}
+    paths = {OUTPUT_PREFIX + url: job for url, job in state.locks.paths.items()}
+    if reserved != paths:
+        yield f"output locks of jobs are {reserved}, output paths {paths}"
+    tokens = [place.token for lock in state.service.names.locks.values() for place in lock.holders.values()]
+    if any(token > state.locks.last_token for token in tokens):
+        yield "a lock's token above the counter"
 
 
 def _table(job: Job, table: StageTable) -> Iterator[str]:
