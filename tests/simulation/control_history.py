@@ -49,8 +49,9 @@ def _plain(value: Any) -> Any:
     assert not isinstance(value, set | frozenset), value
     if isinstance(value, array | deque):
         return list(value)
-    fields = vars(value.of if isinstance(value, _Parts) else value)
-    return [(name, _pairs(field)) for name, field in fields.items() if name != "_handlers"]
+    of = value.of if isinstance(value, _Parts) else value
+    fields = vars(of) if hasattr(of, "__dict__") else {name: getattr(of, name) for name in type(of).__slots__}
+    return [(name, _pairs(field)) for name, field in fields.items() if name != "_handlers" and not callable(field)]
 
 
 def _pairs(field: Any) -> Any:

@@ -58,8 +58,17 @@ class Front:
         self.leading = master.leading_now
         self.wake = master.wake_tick
 
+    def wall_ms(self) -> int:
+        return self._master.world.now_us // MS
+
     async def propose(self, command: AnyCommand) -> Any:
         return await self._master.enter(command)
+
+    async def barrier(self) -> None:
+        await self._master.barrier()
+
+    async def transfer(self, slot: int) -> int:
+        raise AssertionError("not asked in the simulation")
 
     async def member_info(self) -> MemberInfo:
         raise AssertionError("not asked in the simulation")
@@ -131,6 +140,7 @@ class Master(Node):
         resume = self._waiting.pop(entry.index, None)
         if resume is not None:
             self.world.later(self, 0, lambda node: resume(result))
+        self.requests.applied()
         if self.leader is not None:
             self.wake_tick()
 
@@ -150,6 +160,7 @@ class Master(Node):
 
     def following(self, epoch: int) -> None:
         self.leader = None
+        self.requests.not_leading("")
         waiting, self._waiting = self._waiting, {}
         for resume in waiting.values():
             error = Unknown("leadership was lost; the request may or may not be carried out")
@@ -178,6 +189,19 @@ class Master(Node):
         id = self.engine.propose(encode_entry(entry))
         self._waiting[id.index] = lambda result: pending.resume(result) if pending.resume else None
         self.world.later(self, 0, Master.pump)
+        return pending
+
+    def barrier(self) -> Pending:
+        """A quorum confirms that this member leads. Raises NotLeader."""
+        self.leading_now()
+        pending = Pending()
+
+        def served(ok: bool) -> None:
+            lost = NotLeader("this master no longer leads", leader="")
+            result = None if ok and self.leader is not None else lost
+            self.world.later(self, 0, lambda node: pending.resume(result) if pending.resume else None)
+
+        self.read(served)
         return pending
 
     def hear(self, sender: Actor, message: msgspec.Struct, reply: Reply) -> None:
