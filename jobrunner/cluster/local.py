@@ -136,6 +136,8 @@ async def _wait_accepting(cluster: ClusterDir, timeout_s: float) -> None:
     try:
         while time.monotonic() < deadline:
             _raise_if_ended(cluster)
+            if _just_died(cluster):
+                start_missing(cluster)
             try:
                 info = await masters.call(GetCluster(), deadline_s=1.0)
             except Unavailable:
@@ -162,6 +164,12 @@ def _raise_if_ended(cluster: ClusterDir) -> None:
                 log = cluster.path / f"{role}-{daemon.id}" / f"{role}.log"
                 text = _tail(log)
                 raise _error_of_status(status, f"{role} {daemon.id} ended while starting (status {status}): {text}")
+
+
+def _just_died(cluster: ClusterDir) -> bool:
+    """A daemon of an earlier start was still dying when it was looked at."""
+    daemons = [*cluster.file.masters, *cluster.file.workers]
+    return any(not daemon.alive and daemon.pid not in _CHILDREN for daemon in daemons)
 
 
 def _error_of_status(status: int, message: str) -> JobrunnerError:
