@@ -158,7 +158,7 @@ def _reported(run: Any) -> int:
     try:
         status: int = run()
     except JobrunnerError as error:
-        logging.getLogger(__name__).critical("%s: %s", type(error).__name__, error)
+        logging.getLogger(__name__).critical("%s", error)
         return error.exit_status
     except msgspec.MsgspecError as error:
         logging.getLogger(__name__).critical("damaged file: %s", error)

@@ -185,7 +185,9 @@ def _tail(log: Path) -> str:
     except OSError:
         return f"see {log}"
     critical = [line for line in lines[-50:] if " CRITICAL " in line]
-    return (critical or lines or [f"see {log}"])[-1].partition(" CRITICAL ")[2] or (lines or [""])[-1]
+    if critical:
+        return critical[-1].partition(" CRITICAL ")[2].partition(": ")[2]
+    return lines[-1] if lines else f"see {log}"
 
 
 def cluster_down(directory: Path) -> list[str]:
