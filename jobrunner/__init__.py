@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from jobrunner.api.client import Client
     from jobrunner.api.handle import JobHandle, JobResult
     from jobrunner.api.job import Job, Step
+    from jobrunner.api.locks import Lock
     from jobrunner.errors import (
+        Compacted,
         CorruptData,
         Fatal,
         JobKilled,
         JobrunnerError,
+        LockBusy,
+        LockInDoubt,
+        LockLost,
         OutputBusy,
         Refused,
         SpecError,
@@ -41,19 +46,20 @@ if TYPE_CHECKING:
     from jobrunner.worker.context import counter, param, task
 
 __all__ = [
-    "Client", "Collect", "CorruptData", "Count", "Distinct", "Fatal", "First", "Job", "JobHandle", "JobKilled",
-    "JobResult", "JobrunnerError", "Max", "Mean", "Min", "OutputBusy", "Refused", "SpecError", "Step", "Sum",
-    "TaskError", "TopK", "Unavailable", "Unknown", "UnknownJob", "batch", "counter", "param",
-    "task",
+    "Client", "Collect", "Compacted", "CorruptData", "Count", "Distinct", "Fatal", "First", "Job", "JobHandle",
+    "JobKilled", "JobResult", "JobrunnerError", "Lock", "LockBusy", "LockInDoubt", "LockLost", "Max", "Mean", "Min",
+    "OutputBusy", "Refused", "SpecError", "Step", "Sum", "TaskError", "TopK", "Unavailable", "Unknown", "UnknownJob",
+    "batch", "counter", "param", "task",
 ]  # fmt: skip
 
 _HOMES = {
     "jobrunner.api.client": ("Client",),
     "jobrunner.api.handle": ("JobHandle", "JobResult"),
     "jobrunner.api.job": ("Job", "Step"),
+    "jobrunner.api.locks": ("Lock",),
     "jobrunner.errors": (
-        "CorruptData", "Fatal", "JobKilled", "JobrunnerError", "OutputBusy", "Refused", "SpecError", "TaskError",
-        "Unavailable", "Unknown", "UnknownJob",
+        "Compacted", "CorruptData", "Fatal", "JobKilled", "JobrunnerError", "LockBusy", "LockInDoubt", "LockLost",
+        "OutputBusy", "Refused", "SpecError", "TaskError", "Unavailable", "Unknown", "UnknownJob",
     ),
     "jobrunner.shuffle.batch": ("batch",),
     "jobrunner.shuffle.reducers": (
