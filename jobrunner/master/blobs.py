@@ -43,6 +43,18 @@ class BlobTable:
         self._whole[hash] = bytes(partial)
         return True
 
+    def whole(self) -> dict[Hash, bytes]:
+        return dict(self._whole)
+
+    def partial(self) -> dict[Hash, bytes]:
+        """What has come so far of blobs that are not whole."""
+        return {hash: bytes(data) for hash, data in self._partial.items()}
+
+    def restore(self, whole: dict[Hash, bytes], partial: dict[Hash, bytes]) -> None:
+        """Hold exactly these."""
+        self._whole = dict(whole)
+        self._partial = {hash: bytearray(data) for hash, data in partial.items()}
+
     def drop(self, hash: Hash) -> None:
         self._whole.pop(hash, None)
         self._partial.pop(hash, None)
