@@ -97,6 +97,8 @@ def _seal(state: MasterState, job: Job, table: StageTable, reporter: SessionId, 
         return Verdict.GONE
     if not _consumed_is_current(job, table, item.consumed):
         _end_if_running(state, job, table, item, EndCause.LOST_INPUT)
+        # Its files are deleted now: a late copy of the report must not win when the maps' output is again what it read.
+        table.revoke(partition, item.attempt.attempt, state.locks.next_token())
         return Verdict.LOST
     state.locks.seal(item.attempt.job, item.attempt.stage, partition, claim)
     _finish(state, job, table, item)

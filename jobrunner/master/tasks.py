@@ -143,6 +143,13 @@ class StageTable:
             return True
         return self.earlier.get(partition, {}).get(attempt) == token
 
+    def revoke(self, partition: int, attempt: int, instead: Token) -> None:
+        """No result of this attempt may count any more: its token is replaced by one that nobody was given."""
+        if self.last_attempt[partition] == attempt:
+            self.last_token[partition] = instead
+        else:
+            self.earlier[partition][attempt] = instead
+
     def end_running(self, partition: int, cause: EndCause) -> Running:
         """The running attempt of a task ends, with or without a result."""
         running = self.running.pop(partition)

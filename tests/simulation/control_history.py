@@ -77,6 +77,7 @@ class ControlHistory:
         self._acknowledged: set[JobId] = set()
         self._ends: dict[JobId, JobState] = {}  # As some client was told.
         self._outputs: dict[TaskId, int] = {}  # Token of the map output that counts.
+        self._refused: set[int] = set()  # Tokens of results whose workers were told to delete them.
         self._late: list[Sealable] = []
 
     # --- masters -----------------------------------------------------------------------------------------------------
@@ -168,6 +169,8 @@ class ControlHistory:
                 task = TaskId(job.submit.job, table.spec.name, partition)
                 if self._winners.setdefault(task, claim.token) != claim.token:
                     raise Broken(f"{task} was won by token {self._winners[task]}, and now by {claim.token}")
+                if claim.token in self._refused and not job.tidy:
+                    raise Broken(f"{task}: token {claim.token} won after its worker was told to delete its files")
                 consumed.add(claim.consumed)
         sealed = sum(1 for task in self._winners if task.job == job.submit.job)
         counted = sum(len(state.locks.winners.get((job.submit.job, t.spec.name), {})) for t in job.final_stages())
@@ -241,6 +244,8 @@ class ControlHistory:
         if not isinstance(report, Sealable):
             return
         winner = self._winners.get(report.attempt.task)
+        if verdict in (Verdict.LOST, Verdict.GONE):
+            self._refused.add(report.token)
         if verdict is Verdict.LOST:
             self._world.mark("stale input refused" if winner is None else "second result refused")
         if verdict is Verdict.WON and winner != report.token:

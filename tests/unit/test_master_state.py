@@ -435,6 +435,26 @@ def test_a_map_that_runs_again_differently_fails_the_job_once_something_is_seale
     assert error is not None and error.kind == "not_deterministic" and error.task == str(start.attempt.task)
 
 
+def test_a_result_that_was_refused_for_its_input_never_wins_later(cluster: FakeCluster) -> None:
+    """Its worker deletes the files at once: a copy of the report that comes late, when the maps have made again what
+    it had read, would make a winner that has none."""
+    sessions = start_job(cluster, workers=3, maps=2, reduces=1)
+    finish_maps(cluster)
+    _, reduce = cluster.running("reduce")[0]
+    digests = cluster.state.jobs[JOB].stages[MAP].digest.tolist()
+    stale = Sealable(reduce.attempt, reduce.token, [], sum(digests), {})
+    for digest, verdict in ((999, Verdict.LOST), (digests[0], Verdict.GONE)):
+        owner = SessionId(cluster.state.jobs[JOB].stages[MAP].owner[0])
+        cluster.propose(EndSession(owner, "gone"))
+        cluster.held.pop(owner)
+        for _ in range(3):
+            cluster.tick()
+        for worker, start in cluster.running("map"):
+            cluster.finish(worker, start, digest if start.attempt.partition == 0 else digests[1])
+        assert cluster.report(sessions[2], stale) is verdict
+    assert cluster.state.locks.winner(JOB, REDUCE, 0) is None
+
+
 def test_a_map_that_runs_again_differently_restarts_readers_while_nothing_is_sealed(cluster: FakeCluster) -> None:
     """Nobody has seen anything yet, so the new output may simply count."""
     sessions = start_job(cluster, maps=4, reduces=1)
