@@ -81,6 +81,7 @@ class Lock:
         session = self._new_session()
         deadline = lease_now() + self._wait_s if self._wait_s is not None else None
         ticket = session.number()
+        outcome: AnyOutcome | None = None
         try:
             request = Acquire(self.name, self.shared, self._wait_s != 0, self._delay_ms)
             outcome = session.ask(request, sequence=ticket)
@@ -89,7 +90,8 @@ class Lock:
             if not isinstance(outcome, Granted):
                 raise self._not_granted(outcome)
         except BaseException:
-            self._give_up(session, ticket)
+            if not isinstance(outcome, Busy):  # Then it never stood in line.
+                self._give_up(session, ticket)
             raise
         self._session, self._ticket, self._token = session, ticket, outcome.token
         self._told.clear()
