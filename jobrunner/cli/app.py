@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobrunner.cli import clusters, jobs, locks, logs, masters, run, verify
+from jobrunner.cli import clusters, jobs, kv, locks, logs, masters, run, verify
 from jobrunner.errors import INTERRUPTED, JobrunnerError
 
 _EPILOG = """Exit status: 0 done; 1 the job failed; 2 wrong use or spec; 3 cluster not reachable; 4 killed;
@@ -104,6 +104,7 @@ app.command("logs")(logs.logs)
 app.command("verify")(verify.verify)
 app.command("lock")(locks.lock)
 app.add_typer(locks.locks, name="locks")
+app.add_typer(kv.kv, name="kv")
 app.add_typer(clusters.cluster, name="cluster")
 app.add_typer(masters.masters, name="masters")
 app.command("master")(clusters.master)

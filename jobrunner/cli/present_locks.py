@@ -1,7 +1,9 @@
-"""What `jobrunner locks` prints: one JSON object, and the same as lines for people. Pure: values in, text out."""
+"""What `jobrunner locks` and `kv` print: JSON objects, and the same as lines for people. Pure: values in, text out."""
+
+import base64
 
 from jobrunner.clock import rfc3339
-from jobrunner.control.locks import LockInfo, LockList, LockOwner
+from jobrunner.control.locks import KeyChange, KeyValue, LockInfo, LockList, LockOwner
 
 
 def locks_object(found: LockList) -> dict[str, object]:
@@ -80,3 +82,27 @@ def _rows(info: LockInfo, now_ms: int) -> list[tuple[str, str, str, str, str, st
     return [
         (info.name, mode, str(owner.token), f"{age_s(owner, now_ms):.0f} s", owner.owner, waiting) for owner in owners
     ] or [(info.name, mode, "", "", "", waiting)]
+
+
+def key_object(item: KeyValue) -> dict[str, object]:
+    return {
+        "key": item.key,
+        **_value_object(item.value),
+        "created": item.created,
+        "modified": item.modified,
+        "client": item.client or None,
+    }
+
+
+def change_object(change: KeyChange) -> dict[str, object]:
+    """`value` is null for a deleted key."""
+    value = {"value": None} if change.value is None else _value_object(change.value)
+    return {"revision": change.revision, "key": change.key, **value}
+
+
+def _value_object(value: bytes) -> dict[str, object]:
+    """As text; what is none, in base 64 under another name."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}

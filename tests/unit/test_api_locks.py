@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from jobrunner import Client, LockBusy, LockInDoubt, LockLost, Refused, SpecError, Unavailable
-from jobrunner.cli.present_locks import locks_object, locks_text
+from jobrunner.cli.app import app
+from jobrunner.cli.present_locks import change_object, locks_object, locks_text
 from jobrunner.control.locks import (
     Acquire,
     Ask,
     Compare,
     Get,
     KeepAlive,
+    KeyChange,
     LockInfo,
     LockList,
     LockOwner,
@@ -281,3 +284,31 @@ def test_locks_are_shown_with_owner_age_and_line() -> None:
     assert shown["locks"][0]["holders"][0]["age_s"] == 60.0
     assert shown["locks"][2]["job"] == "j-1"
     assert locks_text(LockList([], False, [], 0)) == "no locks"
+
+
+def kv(masters: FakeMasters, monkeypatch: pytest.MonkeyPatch, *words: str, status: int = 0, stdin: bytes = b"") -> str:
+    monkeypatch.setattr("jobrunner.cli.kv.open_client", lambda *_: Client.over(masters))
+    result = CliRunner().invoke(app, ["kv", *words], input=stdin)
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def test_small_values_from_the_command_line(masters: FakeMasters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts go by revisions and exit statuses."""
+    assert kv(masters, monkeypatch, "put", "a", "1", "--if-modified", "0") == "1\n"
+    kv(masters, monkeypatch, "put", "a", "2", "--if-modified", "0", status=2)
+    assert kv(masters, monkeypatch, "put", "b", "-", stdin=b"two") == "2\n"
+    assert kv(masters, monkeypatch, "get", "b") == "two"
+    assert '"modified": 2' in kv(masters, monkeypatch, "get", "b", "--json")
+    assert kv(masters, monkeypatch, "list") == "a\nb\n"
+    assert '"value": "two"' in kv(masters, monkeypatch, "list", "b", "--json")
+    kv(masters, monkeypatch, "delete", "a", "--if-modified", "7", status=2)
+    kv(masters, monkeypatch, "delete", "a")
+    kv(masters, monkeypatch, "get", "a", status=2)
+
+
+def test_changes_are_shown_as_text_where_they_are_text() -> None:
+    """Values are bytes; JSON has none."""
+    assert change_object(KeyChange(1, "k", b"v")) == {"revision": 1, "key": "k", "value": "v"}
+    assert change_object(KeyChange(2, "k", None))["value"] is None
+    assert change_object(KeyChange(3, "k", b"\xff")) == {"revision": 3, "key": "k", "value_base64": "/w=="}
