@@ -66,8 +66,10 @@ def lock(
             status = run_under(held, command)
         finally:
             kept = held.release()
-        if status is None or not kept:
-            raise LockLost(f"lock {name} was lost" + (", and the command killed" if status is None else ""))
+        if status is None:
+            raise LockLost(f"lock {name} was lost, and the command killed", name=name)
+        if not kept and status == 0:  # Whoever relies on the lock must not take this for a success.
+            raise LockLost(f"lock {name} could not be confirmed up to the end of the command", name=name)
     raise typer.Exit(status)
 
 
