@@ -47,8 +47,8 @@ class _Link:
 class PeerLinks:
     """Made inside a running loop. Callbacks run on a later turn of the loop, never inside `send`.
 
-    `on_up(member)`: its control connection is open. `on_unreachable(member)`: something was dropped since (said once a turn). `on_lost(member)`: an established control
-    connection ended, so most likely its process did.
+    `on_up(member)`: its control connection is open. `on_unreachable(member)`: something was dropped since (said once a
+    turn). `on_lost(member)`: an established control connection ended, so most likely its process did.
     """
 
     def __init__(
