@@ -49,6 +49,7 @@ from jobrunner.master.commands import (
 )
 from jobrunner.master.leader import GAP_S, Leader, LeaderLimits, Proposal
 from jobrunner.master.requests import Requests
+from jobrunner.master.snapshot import SnapshotEncoder, decode_state
 from jobrunner.master.state import MasterState
 from jobrunner.raft.driver import Driver
 from jobrunner.raft.settings import RaftSettings
@@ -90,6 +91,8 @@ class _Machine:
 
     def __init__(self, server: "MasterServer") -> None:
         self.apply = server.apply
+        self.snapshot = server.snapshot
+        self.restore = server.restore
         self.leading = server.leading_from
         self.following = server.following
 
@@ -100,6 +103,7 @@ class MasterServer:
     def __init__(self, config: MasterConfig, store: Store) -> None:
         self.settings = config.settings
         self.state = MasterState()
+        self._snapshots = SnapshotEncoder()
         self.stopped: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         self._config = config
         self._clock = SystemClock()
@@ -185,6 +189,13 @@ class MasterServer:
             self._pass_failpoints(entry.command, result)
             self.wake()
         return result
+
+    def snapshot(self) -> bytes:
+        return self._snapshots.encode(self.state)
+
+    def restore(self, data: bytes) -> None:
+        self.state = decode_state(data)
+        self._snapshots = SnapshotEncoder()
 
     def _pass_failpoints(self, command: AnyCommand, result: object) -> None:
         if isinstance(result, JobrunnerError):

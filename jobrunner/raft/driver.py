@@ -17,18 +17,18 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol
 
 from jobrunner.clock import Clock
 from jobrunner.errors import JobrunnerError, NotLeader, Unavailable, Unknown
 from jobrunner.ids import Epoch, MemberId
 from jobrunner.raft.engine import Chance, Engine
-from jobrunner.raft.messages import EntryKind, Member, Message, decode_message, encode_message
+from jobrunner.raft.member import Machine, RaftStatus, RoleName, Transport
+from jobrunner.raft.messages import EntryKind, Message, decode_message, encode_message
 from jobrunner.raft.ready import Save, Send
 from jobrunner.raft.roles import Follower, Leader
 from jobrunner.raft.settings import RaftSettings
+from jobrunner.raft.snapshot import Snapshot
+from jobrunner.raft.snapshots import StoredSnapshot
 from jobrunner.raft.store import Store
 
 logger = logging.getLogger(__name__)
@@ -37,45 +37,6 @@ APPLY_SECONDS_MAX = 0.002  # One page of applying; then the loop takes its turn.
 APPLY_BYTES_MAX = 262_144
 TURNS_BEFORE_TICK = 3  # Loop turns from a readable socket to a stepped message, and one more.
 STOP_SECONDS_MAX = 5.0
-
-
-class Machine(Protocol):
-    """What is replicated. An exception that `apply` returns is raised to the proposer; one that it raises is fatal."""
-
-    def apply(self, index: int, epoch: int, data: bytes) -> object:
-        """Every committed proposal, in order, on every member; after a restart again from the first."""
-        ...
-
-    def leading(self, epoch: int) -> None:
-        """This member leads `epoch` and has applied all that was committed before it."""
-        ...
-
-    def following(self, epoch: int, leader: MemberId | None) -> None:
-        """The epoch or its leader changed, and it is not this member; None: not known."""
-        ...
-
-
-class Transport(Protocol):
-    def send(self, to: MemberId, message: bytes, bulk: bool) -> None:
-        """Never blocks. What cannot be sent is dropped, and the driver told by `report_unreachable`."""
-        ...
-
-
-class RoleName(StrEnum):
-    FOLLOWER = "follower"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
-
-
-@dataclass(frozen=True, slots=True)
-class RaftStatus:
-    role: RoleName
-    epoch: Epoch
-    leader: MemberId | None
-    commit_index: int
-    applied_index: int
-    last_index: int
-    members: tuple[Member, ...]
 
 
 class Driver:
@@ -93,7 +54,13 @@ class Driver:
         on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.member = store.identity.member
-        self._engine = Engine(member=self.member, log=store.log, state=store.state, settings=settings, rng=rng)
+        newest = store.snapshot
+        self._engine = Engine(
+            member=self.member, log=store.log, state=store.state, settings=settings, rng=rng,
+            members=newest.members if newest is not None else None, snapshot=newest,
+        )  # fmt: skip
+        if newest is not None:
+            machine.restore(newest.data())
         self._store = store
         self._machine = machine
         self._transport = transport
@@ -115,7 +82,10 @@ class Driver:
         self._reads_due: list[tuple[int, int]] = []  # (index, number): confirmed; to be served when that is applied.
         self._leading_term = 0
         self._told: tuple[int, MemberId | None] | None = None
-        self._saves: queue.SimpleQueue[tuple[Save, tuple[Send, ...]] | None] = queue.SimpleQueue()
+        self._applied_bytes = 0  # Since the last snapshot.
+        self._applied_entries = 0
+        self._snapshotting: asyncio.Future[StoredSnapshot] | None = None
+        self._saves: queue.SimpleQueue[tuple[Save, tuple[Send, ...]] | int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write_and_sync, name="raft-storage", daemon=True)
 
     # --- for the process around it ---
@@ -134,6 +104,8 @@ class Driver:
         """End, without a word to the others; close the store when its last write is done."""
         self._halt(Unavailable("this master is stopping"))
         self._saves.put(None)
+        if self._snapshotting is not None:
+            await asyncio.wait([self._snapshotting], timeout=STOP_SECONDS_MAX)
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, STOP_SECONDS_MAX)
         if not self._thread.is_alive():
@@ -255,6 +227,7 @@ class Driver:
             self._reads_due += [(read.index, read.number) for read in ready.reads]
             self._apply_page()
             self._serve_reads()
+            self._begin_snapshot()
             self._notice_role()
             self._arm()
         except Exception as error:
@@ -307,7 +280,7 @@ class Driver:
     def _apply_page(self) -> None:
         engine = self._engine
         first = engine.applied_index + 1
-        if first > engine.commit_index:
+        if first > engine.commit_index or engine.installing:
             return
         until = self._clock.now() + APPLY_SECONDS_MAX
         for entry in engine.log.slice(first, engine.commit_index, APPLY_BYTES_MAX):
@@ -315,6 +288,8 @@ class Driver:
             if entry.kind == EntryKind.DATA:
                 result = self._machine.apply(entry.index, entry.term, entry.data)
             engine.applied(entry.index)
+            self._applied_bytes += entry.size
+            self._applied_entries += 1
             future = self._waiting.pop(entry.index, None)
             if future is not None and not future.done():
                 if isinstance(result, BaseException):
@@ -325,6 +300,35 @@ class Driver:
                 break
         if engine.applied_index < engine.commit_index or engine.transferring is not None:
             self._schedule()
+
+    # --- snapshots ---
+
+    def _begin_snapshot(self) -> None:
+        """Copy the machine's state, and write it in a thread of its own: the log's thread goes on syncing."""
+        engine, settings = self._engine, self._settings
+        if self._applied_bytes < settings.snapshot_bytes and self._applied_entries < settings.snapshot_entries:
+            return
+        if self._snapshotting is not None or engine.installing or engine.applied_index > engine.log.durable_index:
+            return
+        index = engine.applied_index
+        term = engine.log.term_at(index)
+        assert term is not None, index
+        self._applied_bytes = self._applied_entries = 0
+        snapshot = Snapshot(index, term, tuple(engine.members.values()), self._machine.snapshot())
+        self._snapshotting = self._loop.run_in_executor(None, self._store.save_snapshot, snapshot)
+        self._snapshotting.add_done_callback(self._snapshot_saved)
+
+    def _snapshot_saved(self, future: "asyncio.Future[StoredSnapshot]") -> None:
+        self._snapshotting = None
+        if not self._running or future.cancelled():
+            return
+        if (error := future.exception()) is not None:
+            self._fatal(error)
+            return
+        stored = future.result()
+        self._engine.compact(stored, self._settings.trailing_entries)
+        logger.info("snapshot of %d bytes after entry %d", stored.size, stored.index)
+        self._saves.put(self._engine.log.first_index - 1)
 
     def _notice_role(self) -> None:
         """Tell the machine, and whoever waits for an entry of a leadership that is over."""
@@ -395,14 +399,21 @@ class Driver:
     def _write_and_sync(self) -> None:
         """The storage thread."""
         while (item := self._saves.get()) is not None:
-            save, after = item
+            stored: StoredSnapshot | None = None
             try:
-                self._store.write(save)
-                self._store.sync()
+                if isinstance(item, int):
+                    self._store.drop_prefix(item)
+                    continue
+                save, after = item
+                if save.install is not None:
+                    stored = self._store.install(save)
+                else:
+                    self._store.write(save)
+                    self._store.sync()
             except BaseException as error:
                 self._call_back(self._fatal, error)
                 return
-            self._call_back(self._saved, after)
+            self._call_back(self._saved, (after, stored, save.install))
 
     def _call_back(self, function: Callable[..., None], argument: object) -> None:
         try:
@@ -410,13 +421,19 @@ class Driver:
         except RuntimeError:
             logger.debug("the loop is closed")
 
-    def _saved(self, after: tuple[Send, ...]) -> None:
+    def _saved(self, done: tuple[tuple[Send, ...], StoredSnapshot | None, Snapshot | None]) -> None:
         if not self._running:
             return
+        after, stored, install = done
         try:
             self._send(after)
             self._advance()
-            self._engine.saved()
+            if stored is not None and install is not None:
+                self._machine.restore(install.data)
+                self._applied_bytes = self._applied_entries = 0
+                self._engine.installed(stored)
+            else:
+                self._engine.saved()
         except Exception as error:
             self._fatal(error)
         self._cycle()

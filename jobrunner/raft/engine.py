@@ -34,6 +34,8 @@ from jobrunner.raft.messages import (
     Message,
     PreVoteReply,
     PreVoteRequest,
+    SnapshotPiece,
+    SnapshotReply,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -44,6 +46,7 @@ from jobrunner.raft.reads import ReadReady
 from jobrunner.raft.ready import HardState, ProposalId, Ready, Save, Send
 from jobrunner.raft.roles import Candidate, Follower, Leader, PreCandidate, Role, Transfer
 from jobrunner.raft.settings import RaftSettings
+from jobrunner.raft.snapshot import Incoming, Snapshot, Source, piece_of
 
 
 class Chance(Protocol):
@@ -55,17 +58,30 @@ class Chance(Protocol):
 class Engine:
     """One member. All its state but the log is here and in its role."""
 
-    def __init__(self, *, member: MemberId, log: Log, state: HardState, settings: RaftSettings, rng: Chance) -> None:
+    def __init__(
+        self,
+        *,
+        member: MemberId,
+        log: Log,
+        state: HardState,
+        settings: RaftSettings,
+        rng: Chance,
+        members: tuple[Member, ...] | None = None,
+        snapshot: Source | None = None,
+    ) -> None:
+        """`members` and `snapshot`: of the newest snapshot, if there is one; the machine has been restored from it."""
         assert log.first_index - 1 <= state.commit <= log.last_index, (state, log.last_index)
         assert log.last_index >= 1, "a log begins with its members"
         self.member = member
         self.log = log
-        first = log.slice(log.first_index, log.first_index, 1)[0]
-        self.members: Mapping[MemberId, Member] = {one.id: one for one in decode_members(first)}
+        if members is None:
+            members = decode_members(log.slice(1, 1, 1)[0])
+        self.members: Mapping[MemberId, Member] = {one.id: one for one in members}
+        self.snapshot = snapshot
         self.term = state.term
         self.vote = state.vote
         self.commit_index = state.commit
-        self.applied_index = 0
+        self.applied_index = snapshot.index if snapshot is not None else 0
         self.now_ms = 0
         self._settings = settings
         self._rng = rng
@@ -74,6 +90,8 @@ class Engine:
         self._saving_since_ms = 0
         self._send_now: list[Send] = []
         self._after_persist: list[Send] = []
+        self._incoming: Incoming | None = None
+        self._install: Snapshot | None = None  # Complete; to be saved next, or being saved.
         self._reads_ready: list[ReadReady] = []
         self._reads_asked = 0
         self._hurry_until_ms = 0
@@ -276,6 +294,10 @@ class Engine:
                 self._on_heartbeat_reply(sender, message)
             case TimeoutNow():
                 self._on_timeout_now(sender)
+            case SnapshotPiece():
+                self._on_snapshot_piece(sender, message)
+            case SnapshotReply():
+                self._on_snapshot_reply(sender, message)
 
     def ready(self) -> Ready:
         """What is to be done now. Everything in it is handed out once."""
@@ -289,7 +311,11 @@ class Engine:
         if self._saving is None:
             after = tuple(self._after_persist)
             self._after_persist.clear()
-            if self.log.has_unsaved or (self.term, self.vote) != (self._durable.term, self._durable.vote):
+            if self._install is not None:
+                state = HardState(self.term, self.vote, self._install.index)
+                save = self._saving = Save(state, (), self._install)
+                self._saving_since_ms = self.now_ms
+            elif self.log.has_unsaved or (self.term, self.vote) != (self._durable.term, self._durable.vote):
                 state = HardState(self.term, self.vote, self.commit_index)
                 save = self._saving = Save(state, self.log.take_unsaved())
                 self._saving_since_ms = self.now_ms
@@ -305,8 +331,14 @@ class Engine:
     def saved(self) -> None:
         """The save under way is durable."""
         assert self._saving is not None
+        install = self._saving.install
         self._durable = self._saving.state
         self._saving = None
+        if install is not None:
+            self._install = self._incoming = None
+            self.log.reset(install.index, install.term)
+            self.commit_index = self.applied_index = install.index
+            return
         self.log.mark_saved()
         role = self.role
         if isinstance(role, Candidate) and (self._durable.term, self._durable.vote) == (self.term, self.member):
@@ -321,10 +353,26 @@ class Engine:
         self.applied_index = index
         self.log.shrink(index)
 
+    @property
+    def installing(self) -> bool:
+        """A snapshot replaces the log: nothing may be applied, or read from it, until that is saved."""
+        return self._install is not None
+
+    def compact(self, snapshot: Source, trailing: int) -> None:
+        """`snapshot` is durable: what is more than `trailing` entries before its end leaves the log."""
+        if self._install is None and (self.snapshot is None or snapshot.index > self.snapshot.index):
+            self.snapshot = snapshot
+            self.log.compact(min(snapshot.index - trailing, self.log.durable_index, self.applied_index))
+
+    def installed(self, snapshot: Source) -> None:
+        """The save under way, of a snapshot, is durable, and the machine was restored from it."""
+        self.snapshot = snapshot
+        self.saved()
+
     # --- elections ---
 
     def _start_pre_vote(self) -> None:
-        if self.member not in self.members or self._save_hangs():
+        if self.member not in self.members or self._save_hangs() or self.installing:
             self.role = Follower(self._election_deadline())
             return
         self.role = PreCandidate(self._election_deadline(), {self.member: True})
@@ -366,7 +414,7 @@ class Engine:
                 return False
             case PreVoteRequest() | PreVoteReply(granted=True):
                 return True  # About a term that nobody has entered.
-            case Append() | Heartbeat() | TimeoutNow():
+            case Append() | Heartbeat() | TimeoutNow() | SnapshotPiece():
                 leader: MemberId | None = sender
             case _:
                 leader = None
@@ -393,7 +441,7 @@ class Engine:
                 self._now(sender, PreVoteReply(self.term, False))
             case VoteRequest():
                 self._later(sender, VoteReply(self.term, False))
-            case Append() | Heartbeat():
+            case Append() | Heartbeat() | SnapshotPiece():
                 self._later(sender, HeartbeatReply(self.term))
 
     def _on_pre_vote_request(self, sender: MemberId, message: PreVoteRequest) -> None:
@@ -455,6 +503,8 @@ class Engine:
 
     def _on_append(self, sender: MemberId, message: Append) -> None:
         self._follow(sender)
+        if self.installing:
+            return
         if message.prev_index < self.commit_index:  # Old news: what is committed is the same everywhere.
             self._later(sender, AppendReply(self.term, self.commit_index))
             return
@@ -466,6 +516,27 @@ class Engine:
         last = message.prev_index + len(message.entries)
         self.commit_index = max(self.commit_index, min(message.commit, last))
         self._later(sender, AppendReply(self.term, last))
+
+    def _on_snapshot_piece(self, sender: MemberId, message: SnapshotPiece) -> None:
+        self._follow(sender)
+        if self.installing:
+            return
+        if message.index <= self.commit_index:
+            self._incoming = None
+            self._later(sender, AppendReply(self.term, self.commit_index))
+            return
+        if self.log.matches(message.index, message.snapshot_term):  # What follows it here may be all that there is.
+            self._incoming = None
+            self.commit_index = message.index
+            self._later(sender, AppendReply(self.term, message.index))
+            return
+        if self._incoming is None or not self._incoming.is_of(message):
+            self._incoming = Incoming(message.index, message.snapshot_term, message.size)
+        self._install = self._incoming.add(message)
+        if self._install is not None:
+            self._later(sender, AppendReply(self.term, message.index))
+        else:
+            self._now(sender, SnapshotReply(self.term, message.index, len(self._incoming.data)))
 
     def _on_heartbeat(self, sender: MemberId, message: Heartbeat) -> None:
         self._follow(sender)
@@ -503,7 +574,10 @@ class Engine:
                 role.reads.begin(self.commit_index, at_beat=True)
             for member, progress in role.progress.items():
                 self._beat(member, progress)
-                if progress.inflight and self.now_ms - progress.progress_ms >= settings.election_ms:
+                silent = self.now_ms - progress.progress_ms >= settings.election_ms
+                if progress.snapshot is not None and silent:
+                    progress.paused, progress.progress_ms = False, self.now_ms
+                elif progress.inflight and silent:
                     progress.probe()
 
     def _beat(self, member: MemberId, progress: Progress) -> None:
@@ -558,6 +632,10 @@ class Engine:
             self._confirm_reads(role)
         if progress.state is ProgressState.PROBE:
             progress.paused = False
+        elif progress.state is ProgressState.SNAPSHOT:
+            return
+        elif self.log.term_at(progress.next - 1) is None:
+            progress.probe()  # What it needs has left the log meanwhile.
         elif progress.match < self.log.last_index and not (progress.bulk and progress.inflight):
             # Behind, and possibly because a message was lost: an empty append is rejected if so. One that overtook a
             # message on the bulk connection would be rejected in vain; those that are lost are found by time.
@@ -565,6 +643,21 @@ class Engine:
                 return  # Rounds for reads may be many, and each would ask.
             progress.checked_ms = self.now_ms
             self._append_to(sender, progress, first=self.log.last_index + 1, last=progress.next - 1)
+
+    def _on_snapshot_reply(self, sender: MemberId, message: SnapshotReply) -> None:
+        role = self.role
+        if isinstance(role, Leader):
+            role.progress[sender].active = True
+            role.progress[sender].snapshot_wanted(message.index, message.offset, self.now_ms)
+
+    def _send_piece(self, member: MemberId, progress: Progress) -> None:
+        """One piece, and then its answer: a follower that is slow to take it holds up nobody else."""
+        assert progress.snapshot is not None
+        piece = piece_of(
+            progress.snapshot, term=self.term, offset=progress.offset, bytes_max=self._settings.snapshot_piece_bytes
+        )
+        self._send_now.append(Send(member, piece, bulk=True))
+        progress.paused = True
 
     def _advance_commit(self, role: Leader) -> None:
         """Commit what a majority has durably, if it is of this term (Raft, 5.4.2 and figure 8)."""
@@ -579,6 +672,12 @@ class Engine:
         last = self.log.last_index
         for member, progress in role.progress.items():
             while progress.may_send(self._settings.inflight_max):
+                if progress.snapshot is None and self.log.term_at(progress.next - 1) is None:
+                    assert self.snapshot is not None, (progress, self.log.first_index)
+                    progress.send_snapshot(self.snapshot, self.now_ms)
+                if progress.snapshot is not None:
+                    self._send_piece(member, progress)
+                    break
                 if progress.state is ProgressState.REPLICATE and progress.next > last:
                     break
                 if not self._append_to(member, progress, first=progress.next, last=last):

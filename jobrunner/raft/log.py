@@ -28,18 +28,19 @@ class Log:
         self._cached_bytes = 0
         self.first_index = 1
         self.last_index = 0
+        self._before_term: int | None = 0  # Term of the entry before the first, which a snapshot covers, if known.
         self.durable_index = 0  # Written and synced here.
         self._unsaved_first = 1
         self._saving_last = 0
 
     @property
     def last_term(self) -> int:
-        return self._runs[-1][1] if self._runs else 0
+        return self._runs[-1][1] if self._runs else self._before_term or 0
 
     def term_at(self, index: int) -> int | None:
-        """The term of the entry at `index`; None if there is no such entry. Index 0 has term 0."""
-        if index == 0:
-            return 0
+        """The term of the entry at `index`; None if it is not here and not the one before the first. Index 0 has 0."""
+        if index == self.first_index - 1:
+            return self._before_term
         if not self.first_index <= index <= self.last_index:
             return None
         return self._runs[bisect_right(self._runs, index, key=_first_of_run) - 1][1]
@@ -64,6 +65,9 @@ class Log:
                 return index, its_term
             index = first - 1
             position -= 1
+        before = self.first_index - 1
+        if index >= before > 0 and self._before_term is not None and self._before_term <= term:
+            return before, self._before_term
         return 0, 0
 
     def append(self, entry: Entry) -> None:
@@ -136,6 +140,35 @@ class Log:
         """All entries came from the store."""
         self._unsaved_first = self.last_index + 1
         self.durable_index = self._saving_last = self.last_index
+
+    def compact(self, index: int) -> None:
+        """Forget everything up to `index`, which a durable snapshot covers and the store holds durably."""
+        if index < self.first_index:
+            return
+        assert index <= self.durable_index, (index, self.durable_index)
+        self._before_term = self.term_at(index)
+        self.first_index = index + 1
+        keep = bisect_right(self._runs, self.first_index, key=_first_of_run) - 1
+        del self._runs[: max(keep, 0)]
+        if self._runs and self.last_index == index:
+            self._runs.clear()
+        drop = min(max(self.first_index - self._cached_first, 0), len(self._cached))
+        self._cached_bytes -= sum(entry.size for entry in self._cached[:drop])
+        del self._cached[:drop]
+        self._cached_first = max(self._cached_first, self.first_index)
+
+    def reset(self, index: int, term: int | None) -> None:
+        """Begin anew after a snapshot of `index`, whose entry is of `term` (None: not known)."""
+        self._runs.clear()
+        self._cached.clear()
+        self._cached_bytes = 0
+        self._before_term = term
+        self.first_index = self._cached_first = self._unsaved_first = index + 1
+        self.last_index = self.durable_index = self._saving_last = index
+
+    def know_before(self, term: int) -> None:
+        """The entry before the first is of `term`."""
+        self._before_term = term
 
     def shrink(self, index: int) -> None:
         """Forget cached entries up to `index` at most, oldest first, if the cache is over its limit."""

@@ -160,9 +160,36 @@ class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag=9, forbid_unk
         return f"TimeoutNow term={self.term}"
 
 
+class SnapshotPiece(msgspec.Struct, frozen=True, array_like=True, tag=10, forbid_unknown_fields=True):
+    """Bytes of the leader's snapshot from `offset` on, for a follower whose next entry is no longer in the log."""
+
+    term: Count
+    index: Count
+    snapshot_term: Count
+    offset: Count
+    size: Count  # Of all of it.
+    crc: Count  # Of `data`.
+    data: bytes
+
+    def __str__(self) -> str:
+        end = self.offset + len(self.data)
+        return f"SnapshotPiece term={self.term} {self.snapshot_term}/{self.index} {self.offset}-{end} of {self.size}"
+
+
+class SnapshotReply(msgspec.Struct, frozen=True, array_like=True, tag=11, forbid_unknown_fields=True):
+    """Send from `offset` on. The whole is acknowledged by an AppendReply, when it is durable."""
+
+    term: Count
+    index: Count
+    offset: Count
+
+    def __str__(self) -> str:
+        return f"SnapshotReply term={self.term} index={self.index} from={self.offset}"
+
+
 Message = (
     PreVoteRequest | PreVoteReply | VoteRequest | VoteReply | Append | AppendReply | Heartbeat | HeartbeatReply
-    | TimeoutNow
+    | TimeoutNow | SnapshotPiece | SnapshotReply
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from jobrunner.ids import MemberId
+from jobrunner.raft.snapshot import Source
 
 
 class ProgressState(StrEnum):
     PROBE = "probe"
     REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"  # Its next entry is no longer in the log.
 
 
 class Tally(StrEnum):
@@ -52,7 +54,9 @@ class Progress:
     next: int
     match: int = 0
     state: ProgressState = ProgressState.PROBE
-    paused: bool = False  # PROBE: a message is out; wait for its answer or for a heartbeat's.
+    snapshot: Source | None = None  # What is being sent in SNAPSHOT,
+    offset: int = 0  # from here on.
+    paused: bool = False  # PROBE and SNAPSHOT: a message is out; wait for its answer or for a heartbeat's.
     inflight: deque[int] = field(default_factory=deque)  # REPLICATE: last index of each message sent.
     bulk: bool = False  # Which connection the messages in flight took: two of them keep no order between them.
     progress_ms: int = 0  # When something was last acknowledged, or the window was last empty.
@@ -61,7 +65,7 @@ class Progress:
     active: bool = True  # Heard from since the last check of the quorum; a new leader gives everyone that grace.
 
     def may_send(self, inflight_max: int) -> bool:
-        if self.state is ProgressState.PROBE:
+        if self.state is not ProgressState.REPLICATE:
             return not self.paused
         return len(self.inflight) < inflight_max
 
@@ -82,9 +86,12 @@ class Progress:
         if index > self.match:
             self.match = index
             self.progress_ms = now_ms
-        elif self.state is not ProgressState.PROBE or index < self.match:
+        elif self.state is ProgressState.REPLICATE or index < self.match:
             return
-        if self.state is ProgressState.PROBE:
+        if self.snapshot is not None and index < self.snapshot.index:
+            return
+        if self.state is not ProgressState.REPLICATE:
+            self.snapshot = None
             self.state = ProgressState.REPLICATE
             self.paused = False
             self.inflight.clear()
@@ -98,6 +105,8 @@ class Progress:
 
         A late rejection must not move `next` below what the follower has acknowledged since (openraft#1500).
         """
+        if self.state is ProgressState.SNAPSHOT:
+            return False
         if self.state is ProgressState.REPLICATE:
             if prev_index <= self.match:
                 return False
@@ -108,6 +117,17 @@ class Progress:
         self.next = max(min(prev_index, next_guess), self.match + 1)
         self.paused = False
         return True
+
+    def send_snapshot(self, snapshot: Source, now_ms: int) -> None:
+        """Begin to send `snapshot` from its start."""
+        self.state, self.snapshot, self.offset = ProgressState.SNAPSHOT, snapshot, 0
+        self.paused, self.progress_ms = False, now_ms
+        self.inflight.clear()
+
+    def snapshot_wanted(self, index: int, offset: int, now_ms: int) -> None:
+        """The follower asks for the snapshot from `offset` on. An answer about another one is old news."""
+        if self.snapshot is not None and self.snapshot.index == index and offset < self.snapshot.size:
+            self.offset, self.paused, self.progress_ms = offset, False, now_ms
 
     def probe(self, *, paused: bool = False) -> None:
         """Stop running ahead: what was in flight may be lost. A search that is under way keeps its place."""

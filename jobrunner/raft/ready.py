@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jobrunner.ids import MemberId
 from jobrunner.raft.messages import Entry, Message
 from jobrunner.raft.reads import ReadReady
+from jobrunner.raft.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Save:
 
     state: HardState
     entries: tuple[Entry, ...]
+    install: Snapshot | None = None  # It replaces the whole log, and then the machine's state; `entries` is empty.
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,3 +18,7 @@ class RaftSettings:
     cache_bytes_max: int = 33_554_432
     queue_bytes_max: int = 8_388_608  # The transport's; Raft itself does not queue.
     sync_hang_ms: int = 5_000
+    snapshot_bytes: int = 16_777_216  # Of entries applied since the last snapshot, before the next is taken;
+    snapshot_entries: int = 100_000  # or so many.
+    snapshot_piece_bytes: int = 262_144
+    trailing_entries: int = 10_000  # Kept before a snapshot, so that a slow follower needs none.

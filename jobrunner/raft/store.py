@@ -6,12 +6,14 @@
 
 One save of the engine is one frame: one write, one sync. A conflicting suffix is overridden by later frames, never
 rewritten. A full segment is followed by a new one, which begins with a frame of the term, vote and commit, so that
-older ones can be unlinked whole.
+older ones can be unlinked whole. What a snapshot (snapshots.py) covers may be gone from the log.
 
 Crash cases, by step:
 - in a frame's write, or before its sync: the torn tail is cut at the next open; nothing that depended on it was sent;
 - between a new segment's creation and its name: a `.tmp` file, removed at the next open;
 - between unlinking old segments: oldest first, each made durable before the next, so the rest has no gap;
+- in `install`: the snapshot is there, and the log ends before it or contradicts it: the log is dropped at the next
+  open; or the new segment is there, which begins after the snapshot, and the old ones too: they are dropped then;
 - in `init_store`: no member.json, so the directory is refused until `init_store` runs again.
 A process that was killed may leave bytes that its successor reads but that are not durable: `open` syncs all it read,
 and the directory, before anything is said to anybody.
@@ -50,6 +52,8 @@ from jobrunner.raft.segment import (
     read_frames,
 )
 from jobrunner.raft.settings import RaftSettings
+from jobrunner.raft.snapshot import Snapshot
+from jobrunner.raft.snapshots import StoredSnapshot, newest_snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +163,7 @@ class Store:
         self.identity = identity
         self.state = HardState(0, None, 0)  # As last written.
         self.log = Log(read_older=self.read, cache_bytes_max=settings.cache_bytes_max)  # As opened; then the engine's.
+        self.snapshot: StoredSnapshot | None = None  # As opened.
         self._settings = settings
         self._files = files
         self._lock_file = lock
@@ -231,13 +236,39 @@ class Store:
         """
         with self._guard():
             while len(self._segments) > 1 and self._segments[0].last_index <= index:
-                segment = self._segments[0]
-                with self._frames_lock:
-                    self._frames.drop_segment(segment.number)
-                    self._segments.pop(0)
-                segment.file.close()
-                self._files.unlink(segment.path)
-                self._files.sync_dir(self.directory)
+                self._drop_segments(self._segments[0].number)
+
+    def save_snapshot(self, snapshot: Snapshot) -> StoredSnapshot:
+        """Make a snapshot of this member's own durable. May run in a thread of its own; the log is not touched."""
+        with _storage_errors(self.directory):
+            return write_snapshot(self._files, self.directory, snapshot)
+
+    def install(self, save: Save) -> StoredSnapshot:
+        """Make the snapshot of another member durable, then begin the log anew after it. Durable on return."""
+        snapshot = save.install
+        assert snapshot is not None
+        with self._guard():
+            stored = write_snapshot(self._files, self.directory, snapshot)
+            self._begin_after(snapshot.index, save.state)
+            return stored
+
+    def _begin_after(self, index: int, state: HardState) -> None:
+        """A new segment whose first entry is the one after `index`; then the older ones go."""
+        last = self._segments[-1].number
+        self.state, self._next_index = state, index + 1
+        self._rotate()
+        self._drop_segments(last)
+
+    def _drop_segments(self, number: int) -> None:
+        """Unlink the segments up to `number`, oldest first."""
+        while self._segments[0].number <= number:
+            segment = self._segments[0]
+            with self._frames_lock:
+                self._frames.drop_segment(segment.number)
+                self._segments.pop(0)
+            segment.file.close()
+            self._files.unlink(segment.path)
+            self._files.sync_dir(self.directory)
 
     def close(self) -> None:
         for segment in self._segments:
@@ -255,7 +286,8 @@ class Store:
                 f"{self.directory} has no log: a master without its memory would vote again with an empty one",
                 path=self.directory,
             )
-        if numbers[0] != 1:
+        self._load_snapshot()
+        if numbers[0] != 1 and self.snapshot is None:
             raise CorruptData(f"{_segment_path(self.directory, 1)} is missing", path=self.directory)
         for number in numbers:
             if number != numbers[0] + len(self._segments):
@@ -267,6 +299,39 @@ class Store:
             segment.file.sync()
         self._files.sync_dir(self.directory)
         self._files.sync_dir(os.path.dirname(os.path.abspath(self.directory)))
+        if self.snapshot is not None:
+            self._fit(self.snapshot)
+
+    def _load_snapshot(self) -> None:
+        """If all are damaged the log alone may do, if it begins at the beginning."""
+        try:
+            self.snapshot = newest_snapshot(self._files, self.directory)
+        except CorruptData:
+            if self._list_segments()[0] != 1:
+                raise
+
+    def _fit(self, snapshot: StoredSnapshot) -> None:
+        """The log must reach the snapshot, and agree with it; a crash in `install` may have left one that does not."""
+        log = self.log
+        if log.first_index > snapshot.index + 1:
+            path = self._segments[0].path
+            raise CorruptData(
+                f"{path}: the log begins at {log.first_index}, the newest good snapshot ends at {snapshot.index}",
+                path=path,
+            )
+        begun = next((one.number for one in reversed(self._segments) if one.header.first_index == log.first_index), 0)
+        if log.first_index == snapshot.index + 1:
+            log.know_before(snapshot.term)
+        if begun > self._segments[0].number and log.first_index == snapshot.index + 1:
+            self._drop_segments(begun - 1)
+        if log.last_index < snapshot.index or log.term_at(snapshot.index) not in (None, snapshot.term):
+            log.reset(snapshot.index, snapshot.term)
+            state = self.state
+            if state.term < snapshot.term:
+                state = HardState(snapshot.term, None, 0)
+            self._begin_after(snapshot.index, HardState(state.term, state.vote, snapshot.index))
+        if self.state.commit < snapshot.index:
+            self.state = HardState(self.state.term, self.state.vote, snapshot.index)
 
     def _list_segments(self) -> list[int]:
         numbers = []
@@ -285,8 +350,7 @@ class Store:
             header = decode_header(data, path)
             if header.member != self.identity.member:
                 raise CorruptData(f"{path} belongs to member {header.member}, not {self.identity.member}", path=path)
-            if header.seed != self._seed or header.first_index != self._next_index:
-                raise CorruptData(f"{path} does not continue the segment before it", path=path, offset=0)
+            self._continue_in(header, path)
         except BaseException:
             file.close()
             raise
@@ -294,8 +358,8 @@ class Store:
         self._segments.append(segment)
         for frame in read_frames(data, header, path=path, is_last=is_last):
             self._check(frame, log, path)
-            if frame.save.entries and frame.save.entries[0].index <= log.last_index:
-                log.truncate(frame.save.entries[0].index)
+            if frame.save.entries:
+                self._make_room(frame.save.entries[0].index)
             for entry in frame.save.entries:
                 log.append(entry)
             log.mark_loaded()
@@ -306,6 +370,26 @@ class Store:
         if segment.size < len(data):
             logger.warning("%s: cut a torn record of %d bytes at its end", path, len(data) - segment.size)
             file.cut(segment.size)
+
+    def _make_room(self, first: int) -> None:
+        """Entries from `first` on follow: they replace what is there."""
+        log = self.log
+        if first < log.first_index:  # What these replaced was in a segment that is gone, and so is all before it.
+            log.reset(first - 1, None)
+        elif first <= log.last_index:
+            log.truncate(first)
+
+    def _continue_in(self, header: Header, path: str) -> None:
+        """The segment follows the one before it, or is the first, or begins anew after an installed snapshot."""
+        log, snapshot = self.log, self.snapshot
+        after = snapshot is not None and header.first_index == snapshot.index + 1
+        if snapshot is not None and not self._segments and header.first_index > 1:
+            log.reset(header.first_index - 1, None)  # It may be one that an install has not yet removed.
+        elif header.seed != self._seed or (header.first_index != self._next_index and not after):
+            raise CorruptData(f"{path} does not continue the segment before it", path=path, offset=0)
+        elif snapshot is not None and header.first_index != self._next_index:
+            log.reset(snapshot.index, snapshot.term)
+        self._seed, self._next_index = header.seed, header.first_index
 
     def _check(self, frame: Frame, log: Log, path: str) -> None:
         """Records that no correct member writes in this order are damage, however whole each is."""

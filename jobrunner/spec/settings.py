@@ -67,6 +67,16 @@ class RaftSection(Section, frozen=True):
     sync_hang_ms: Annotated[int, about("a disk sync longer than this makes a leader step down", unit="ms", ge=100)] = (
         5_000
     )
+    snapshot_bytes: Annotated[
+        int, about("log applied since the last snapshot before the next is taken", unit="bytes", ge=4096)
+    ] = 16_777_216
+    snapshot_entries: Annotated[int, about("the same, in entries", ge=10)] = 100_000
+    snapshot_piece_bytes: Annotated[
+        int, about("piece of a snapshot on its way to a follower", unit="bytes", ge=4096, le=786_432)
+    ] = 262_144
+    trailing_entries: Annotated[
+        int, about("entries kept before a snapshot, so that a slow follower needs none", ge=0)
+    ] = 10_000
 
 
 class SessionSection(Section, frozen=True):

@@ -13,6 +13,10 @@ from random import Random
 SECTOR = 512
 
 
+class PowerCut(Exception):
+    """The operation, and all after it, are not carried out: call `crash`."""
+
+
 @dataclass
 class Inode:
     """`pending` is what a process sees; `durable` survives any crash."""
@@ -32,7 +36,15 @@ class FaultyDisk:
     locked: set[str] = field(default_factory=set)
     bytes_free: int | None = None  # None: no limit.
     fail_syncs: bool = False
+    operations_left: int | None = None  # Then the power goes; None: it stays.
     lose_all: bool = False  # At a crash, nothing pending survives: the hardest case for early acknowledgements.
+
+    def count(self) -> None:
+        """One operation that changes something."""
+        if self.operations_left is not None:
+            if self.operations_left == 0:
+                raise PowerCut
+            self.operations_left -= 1
 
     def crash(self) -> None:
         """Cut the power: decide the fate of all that is pending, drop all locks."""
@@ -94,6 +106,7 @@ class FaultyFile:
 
     def append(self, data: bytes) -> None:
         disk = self._disk
+        disk.count()
         if disk.bytes_free is not None and disk.bytes_free < len(data):
             self._inode.pending += data[: disk.bytes_free]
             disk.bytes_free = 0
@@ -112,6 +125,7 @@ class FaultyFile:
         del self._inode.pending[length:]
 
     def sync(self) -> None:
+        self._disk.count()
         if self._disk.fail_syncs:
             raise OSError(errno.EIO, os.strerror(errno.EIO), self._path)
         self._inode.durable = bytes(self._inode.pending)
@@ -140,6 +154,7 @@ class FaultyFiles:
         return sorted(os.path.basename(path) for path in self._disk.names if os.path.dirname(path) == directory)
 
     def create(self, path: str) -> FaultyFile:
+        self._disk.count()
         inode = self._disk.names.get(path)
         if inode is None:
             inode = self._disk.names[path] = Inode()
@@ -152,12 +167,15 @@ class FaultyFiles:
         return FaultyFile(self._disk, self._disk.names[path], path)
 
     def rename(self, old: str, new: str) -> None:
+        self._disk.count()
         self._disk.names[new] = self._disk.names.pop(old)
 
     def unlink(self, path: str) -> None:
+        self._disk.count()
         del self._disk.names[path]
 
     def sync_dir(self, directory: str) -> None:
+        self._disk.count()
         if self._disk.fail_syncs:
             raise OSError(errno.EIO, os.strerror(errno.EIO), directory)
         disk = self._disk

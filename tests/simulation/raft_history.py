@@ -26,6 +26,7 @@ class Observed:
     synced_term: int = 1
     synced_vote: MemberId | None = None
     saving: Save | None = None
+    installing: Save | None = None
     term: int = 0
     commit: int = 0  # Of this life of the process.
     votes: dict[int, MemberId] = field(default_factory=dict)  # Votes that left the process, by term.
@@ -38,6 +39,7 @@ class History:
     observed: dict[MemberId, Observed] = field(default_factory=dict)
     leaders: dict[int, MemberId] = field(default_factory=dict)
     committed: list[Entry] = field(default_factory=list)
+    chains: dict[int, int] = field(default_factory=dict)
     committed_in: list[int] = field(default_factory=list)  # For each, the term in which it was seen to be committed.
 
     def __post_init__(self) -> None:
@@ -47,14 +49,24 @@ class History:
     def started(self, engine: Engine) -> None:
         """A process began on its disk: it finds what was synced, or that and the whole save that was under way."""
         seen = self.observed[engine.member]
-        found = (entries_of(engine, 1), engine.term, engine.vote)
+        found = (entries_of(engine, engine.log.first_index), engine.term, engine.vote)
         synced = (list(seen.synced), seen.synced_term, seen.synced_vote)
+        possible = [synced]
         if seen.saving is not None:
             self.saved(engine.member, seen.saving)
-        if found not in (synced, (seen.synced, seen.synced_term, seen.synced_vote)):
-            lost = [str(entry) for entry in synced[0] if entry not in found[0]]
-            raise Broken(f"{engine.member} had synced term, vote {synced[1:]}, found {found[1:]}; lost {lost[:3]}")
-        seen.synced, seen.synced_term, seen.synced_vote = found
+            possible.append((seen.synced, seen.synced_term, seen.synced_vote))
+        if seen.installing is not None:
+            install = seen.installing
+            self.installed(engine.member, install)
+            possible.append((seen.synced, seen.synced_term, seen.synced_vote))
+            possible.append((seen.synced, *synced[1:]))  # The snapshot was durable, the new segment not.
+        first = engine.log.first_index
+        real = [
+            one for one in possible if (one[0][first - 1 :], *one[1:]) == found and engine.log.last_index == len(one[0])
+        ]
+        if not real:
+            raise Broken(f"{engine.member} had synced term, vote {synced[1:]}, {len(synced[0])}, found {found[1:]}")
+        seen.synced, seen.synced_term, seen.synced_vote = list(real[0][0]), real[0][1], real[0][2]
         seen.term, seen.commit = engine.term, 0
         self.check(engine)
 
@@ -70,6 +82,27 @@ class History:
             del seen.synced[save.entries[0].index - 1 :]
             seen.synced.extend(save.entries)
         seen.synced_term, seen.synced_vote = save.state.term, save.state.vote
+
+    def installing(self, member: MemberId, save: Save) -> None:
+        """The log is about to be replaced by a snapshot."""
+        self.observed[member].installing = save
+
+    def installed(self, member: MemberId, save: Save) -> None:
+        """It was; what the snapshot covers is known to be committed."""
+        seen = self.observed[member]
+        assert save.install is not None
+        if save.install.index > len(self.committed):
+            raise Broken(f"{member} installs a snapshot of {save.install.index}, {len(self.committed)} are committed")
+        if self.committed[save.install.index - 1].term != save.install.term:
+            raise Broken(f"{member} installs a snapshot of another log")
+        seen.installing = seen.saving = None
+        seen.synced = self.committed[: save.install.index]
+        seen.synced_term, seen.synced_vote = save.state.term, save.state.vote
+
+    def applied(self, index: int, chain: int) -> None:
+        """A machine has applied, or was restored to, `index`: all agree in what it then holds."""
+        if self.chains.setdefault(index, chain) != chain:
+            raise Broken(f"two machines differ after entry {index}")
 
     def voted(self, member: MemberId, candidate: MemberId, term: int) -> None:
         """A granted vote left the process."""
@@ -103,12 +136,15 @@ class History:
             return
         self.leaders[engine.term] = engine.member
         for entry, term in zip(self.committed, self.committed_in, strict=True):
-            if term < engine.term and engine.log.term_at(entry.index) != entry.term:
+            covered = entry.index < engine.log.first_index
+            if term < engine.term and not covered and engine.log.term_at(entry.index) != entry.term:
                 raise Broken(f"{engine.member} leads term {engine.term} without the committed entry {entry}")
 
     def _check_committed(self, engine: Engine, first: int) -> None:
         """State machine safety; what is committed is durable on a majority from that moment on."""
-        for entry in entries_of(engine, first, engine.commit_index):
+        if engine.log.first_index - 1 > len(self.committed):
+            raise Broken(f"{engine.member} holds a snapshot of {engine.log.first_index - 1}, which nobody committed")
+        for entry in entries_of(engine, max(first, engine.log.first_index), engine.commit_index):
             if entry.index <= len(self.committed):
                 if entry != self.committed[entry.index - 1]:
                     raise Broken(f"{engine.member} commits {entry}, another {self.committed[entry.index - 1]}")
@@ -132,9 +168,12 @@ class History:
 
     def check_logs(self, engines: list[Engine]) -> None:
         """Log matching: where two logs agree in a term, they agree in everything before."""
-        logs = [(engine.member, entries_of(engine, 1)) for engine in engines]
-        for place, (one, its) in enumerate(logs):
-            for other, theirs in logs[place + 1 :]:
+        logs = [(engine.member, entries_of(engine, engine.log.first_index)) for engine in engines]
+        for place, (one, mine_all) in enumerate(logs):
+            for other, theirs_all in logs[place + 1 :]:
+                start = max(mine_all[0].index, theirs_all[0].index) if mine_all and theirs_all else 0
+                its = [entry for entry in mine_all if entry.index >= start]
+                theirs = [entry for entry in theirs_all if entry.index >= start]
                 same = [mine == yours for mine, yours in zip(its, theirs, strict=False)]
                 terms = [mine.term == yours.term for mine, yours in zip(its, theirs, strict=False)]
                 if True in terms and not all(same[: len(terms) - terms[::-1].index(True)]):

@@ -10,9 +10,11 @@ machine, inside a write too; processes stopped and woken; disks that stall; conn
 """
 
 import heapq
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 from jobrunner.errors import JobrunnerError
 from jobrunner.ids import MemberId
@@ -22,12 +24,15 @@ from jobrunner.raft.reads import ReadReady
 from jobrunner.raft.ready import Save, Send
 from jobrunner.raft.roles import Leader
 from jobrunner.raft.settings import RaftSettings
+from jobrunner.raft.snapshot import Snapshot
+from jobrunner.raft.snapshots import StoredSnapshot
 from jobrunner.raft.store import Store, init_store
-from tests.simulation.faulty_files import FaultyDisk, FaultyFiles
+from tests.simulation.faulty_files import FaultyDisk, FaultyFiles, PowerCut
 from tests.simulation.raft_history import Broken, History
 
 MS = 1_000
 DIRECTORY = "/raft"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ def draw_settings(rng: Random) -> RaftSettings:
         segment_bytes_max=rng.choice((300, 1_000, 16_000_000)),
         cache_bytes_max=rng.choice((200, 2_000, 1_000_000)),
         sync_hang_ms=100,
+        snapshot_bytes=rng.choice((500, 3_000, 1_000_000)),
+        snapshot_piece_bytes=rng.choice((20, 100, 10_000)),
+        trailing_entries=rng.choice((0, 3, 30)),
     )
 
 
@@ -81,6 +89,7 @@ class Node:
 
     def __init__(self, world: "RaftWorld", member: MemberId, slot: int) -> None:
         self.world = world
+        self.takes_snapshots = type(self).apply is Node.apply or type(self).snapshot is not Node.snapshot
         self.member = member
         self.disk = FaultyDisk(world.rng, lose_all=world.faults.lose_all)
         self.life = 0  # Events of an earlier life of the process are void.
@@ -100,6 +109,15 @@ class Node:
     def apply(self, entry: Entry) -> None:
         """A committed DATA entry, in order; from the first again after a restart."""
 
+    def snapshot(self) -> bytes:
+        """The state of a machine that chains what it applies. Who overrides `apply` overrides this too."""
+        last = next((entry.data for entry in reversed(self.applied) if entry.kind == EntryKind.DATA), b"")
+        return b"%08x" % self.chain + last
+
+    def restore(self, data: bytes) -> None:
+        """Become what `snapshot` gave."""
+        self.chain = int(data[:8], 16)
+
     def leading(self, epoch: int) -> None:
         """This member leads and has applied its own first entry."""
 
@@ -115,11 +133,15 @@ class Node:
         self.inbox.clear()
         self.applied = []
         self._drop_reads()
+        self.chain, self.applied_bytes, self.snapshotting = 0, 0, False
         self.store = Store.open(DIRECTORY, world.settings, FaultyFiles(self.disk))
-        log = self.store.log
+        log, newest = self.store.log, self.store.snapshot
         self.engine = world.engine_class(
-            member=self.member, log=log, state=self.store.state, settings=world.settings, rng=world.rng
-        )
+            member=self.member, log=log, state=self.store.state, settings=world.settings, rng=world.rng,
+            members=newest.members if newest is not None else None, snapshot=newest,
+        )  # fmt: skip
+        if newest is not None:
+            self._restore(newest.index, newest.term, newest.data())
         world.history.started(self.engine)
         self.ticked_us = world.now_us
         world.note(f"{self.member} starts, term {self.engine.term}, last {log.last_index}")
@@ -207,7 +229,72 @@ class Node:
             if not self._apply_some():
                 return
 
+    def _restore(self, index: int, term: int, data: bytes) -> None:
+        self.restore(data)
+        self.world.history.applied(index, self.chain)
+        self.applied = [Entry(index, term, EntryKind.DATA, data[8:])]
+        self.applied_bytes = 0
+
+    def _begin_snapshot(self) -> None:
+        engine = self.engine
+        if not self.takes_snapshots or self.snapshotting or engine.installing:
+            return
+        if self.applied_bytes < self.world.settings.snapshot_bytes or engine.applied_index > engine.log.durable_index:
+            return
+        term = engine.log.term_at(engine.applied_index)
+        assert term is not None
+        snapshot = Snapshot(engine.applied_index, term, self.world.members, self.snapshot())
+        self.snapshotting, self.applied_bytes = True, 0
+        self.world.later(self, self.world.sync_delay_us(), lambda node: node._snapshot_written(snapshot))
+
+    def _snapshot_written(self, snapshot: Snapshot) -> None:
+        stored = self._or_crash(lambda: self.store.save_snapshot(snapshot))
+        if stored is None:
+            return
+        self.world.snapshots_taken += 1
+        self.world.later(self, self.world.sync_delay_us(), lambda node: node._snapshot_saved(stored))
+
+    def _snapshot_saved(self, stored: StoredSnapshot) -> None:
+        self.snapshotting = False
+        self.engine.compact(stored, self.world.settings.trailing_entries)
+        first = self.engine.log.first_index
+        self._or_crash(lambda: self.store.drop_prefix(first - 1))
+
+    def _or_crash(self, step: Callable[[], T]) -> T | None:
+        """Several file operations: sometimes the power goes between two of them."""
+        if self.world.faults.crashes and self.world.rng.random() < 0.1:
+            self.disk.operations_left = self.world.rng.randint(0, 6)
+        try:
+            return step()
+        except PowerCut:
+            self.crash(power=True)
+            self.world.at(self.world.rng.randint(1, 300 * MS), lambda: None if self.running else self.start())
+            return None
+        finally:
+            self.disk.operations_left = None
+
+    def _install(self, save: Save, after: tuple[Send, ...]) -> None:
+        self.world.history.installing(self.member, save)
+        stored = self._or_crash(lambda: self.store.install(save))
+        if stored is None:
+            return
+        assert save.install is not None
+        install = save.install
+        self.world.snapshots_installed += 1
+        self.world.history.installed(self.member, save)
+
+        def finish(node: "Node") -> None:
+            node._send(after)
+            node._restore(install.index, install.term, install.data)
+            node.engine.installed(stored)
+            node.pump()
+
+        self.world.later(self, self.world.sync_delay_us(), finish)
+
     def _write(self, save: Save, after: tuple[Send, ...]) -> None:
+        if save.install is not None:
+            self.world.later(self, 0, lambda node: node._install(save, after))
+            return
         self.store.write(save)
         self.world.history.saving(self.member, save)
         self.world.later(self, self.world.sync_delay_us(), lambda node: node._synced(save, after))
@@ -222,13 +309,17 @@ class Node:
     def _apply_some(self) -> bool:
         engine = self.engine
         first = engine.applied_index + 1
-        if first > engine.commit_index:
+        if first > engine.commit_index or engine.installing:
             return False
         for entry in engine.log.slice(first, engine.commit_index, 1_000):
             self.applied.append(entry)
             if entry.kind == EntryKind.DATA:
                 self.apply(entry)
+                self.chain = zlib.crc32(entry.data, self.chain)
+            self.applied_bytes += entry.size
             engine.applied(entry.index)
+            self.world.history.applied(entry.index, self.chain)
+        self._begin_snapshot()
         self._notice_role()
         return True
 
@@ -287,6 +378,8 @@ class RaftWorld:
         self._numbers = 0
         self._serial = 0
         self.reads_served = 0
+        self.snapshots_taken = 0
+        self.snapshots_installed = 0
         self._cut: set[tuple[MemberId, MemberId]] = set()  # (from, to)
         count = members or self.rng.choice((1, 3, 3, 3, 5))
         names = [MemberId(f"m{slot}") for slot in range(1, count + 1)]
@@ -383,7 +476,8 @@ class RaftWorld:
                     int(self.rng.expovariate(rate) * 1_000_000), lambda rate=rate, action=action: repeat(rate, action)
                 )
         self.run(duration_us)
-        self.history.check_logs([node.engine for node in self.nodes.values() if node.running])
+        running = [node.engine for node in self.nodes.values() if node.running and not node.engine.installing]
+        self.history.check_logs(running)
 
     def settle(self, bound_us: int = 5_000 * MS) -> None:
         """End all faults; the group must then commit a new entry, on every member, within `bound_us`."""

@@ -39,6 +39,12 @@ class Counter:
         self.applied.append(number)
         return self.total
 
+    def snapshot(self) -> bytes:
+        return struct.pack("<q", self.total)
+
+    def restore(self, data: bytes) -> None:
+        (self.total,) = struct.unpack("<q", data)
+
     def leading(self, epoch: int) -> None:
         self.heard.append(("leading", epoch))
 
