@@ -14,6 +14,7 @@ from jobrunner.raft.messages import Entry, EntryKind, Member, Message, first_ent
 from jobrunner.raft.ready import HardState, Save, Send
 from jobrunner.raft.roles import Candidate, Follower, Leader, PreCandidate
 from jobrunner.raft.settings import RaftSettings
+from jobrunner.raft.snapshot import Snapshot, encode_snapshot
 
 SETTINGS = RaftSettings(heartbeat_ms=50, election_ms=500, sync_hang_ms=5_000)
 
@@ -32,6 +33,18 @@ class InFlight(NamedTuple):
         return f"{self.sender} -> {self.to} {self.message}"
 
 
+class Kept:
+    """A stored snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.index, self.term = snapshot.index, snapshot.term
+        self._bytes = encode_snapshot(snapshot)
+        self.size = len(self._bytes)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._bytes[offset : offset + length]
+
+
 @dataclass
 class Disk:
     entries: list[Entry]
@@ -39,6 +52,9 @@ class Disk:
 
     def write(self, save: Save) -> None:
         self.state = save.state
+        if save.install is not None:  # What it covers is never asked for again.
+            index, term = save.install.index, save.install.term
+            self.entries = [Entry(place, term, EntryKind.NOOP) for place in range(1, index + 1)]
         if save.entries:
             del self.entries[save.entries[0].index - 1 :]
             self.entries += save.entries
@@ -115,7 +131,10 @@ class RaftGroup:
         save, after = self.saving.pop(member)
         self.disks[member].write(save)
         self._put(member, after)
-        self.engines[member].saved()
+        if save.install is not None:
+            self.engines[member].installed(Kept(save.install))
+        else:
+            self.engines[member].saved()
         self.pump(member)
 
     def deliver(self, sent: InFlight) -> None:
@@ -155,6 +174,13 @@ class RaftGroup:
         self.stabilize()
         return engine
 
+    def compact(self, member: MemberId) -> None:
+        """The member's snapshot of all it has applied is durable; no entry before it is kept."""
+        engine = self.engines[member]
+        term = engine.log.term_at(engine.applied_index)
+        assert term is not None
+        engine.compact(Kept(Snapshot(engine.applied_index, term, self.members, b"state")), 0)
+
     def propose(self, member: MemberId, data: bytes) -> None:
         self.engines[member].propose(data)
         self.pump(member)
@@ -190,4 +216,6 @@ def describe_role(engine: Engine) -> str:
 
 def describe_save(save: Save) -> str:
     entries = ", ".join(str(entry) for entry in save.entries)
+    if save.install is not None:
+        return f"term={save.state.term} vote={save.state.vote} snapshot {save.install.term}/{save.install.index}"
     return f"term={save.state.term} vote={save.state.vote} commit={save.state.commit} [{entries}]"

@@ -5,6 +5,7 @@
     term M TERM                   M restarts having heard of TERM, and voted for nobody in it
     restart M                     from what it had saved
     campaign M / tick M MS / propose M TEXT / lost M PEER / found M PEER / read M / transfer M TARGET
+    compact M                     its snapshot of all that it applied replaces its log
     save M                        the save under way at M becomes durable
     deliver A->B [KIND]           what is under way from A to B (* is anybody), or only messages of a class
     drop A->B [KIND]              the same, lost
@@ -76,6 +77,9 @@ class RaftScript:
     def do_transfer(self, member: str, target: str) -> None:
         self.group.engines[MemberId(member)].transfer(MemberId(target))
         self.group.pump(MemberId(member))
+
+    def do_compact(self, member: str) -> None:
+        self.group.compact(MemberId(member))
 
     def do_save(self, member: str) -> None:
         self.group.save(MemberId(member))
