@@ -62,6 +62,7 @@ def begin_child(keep: Iterable[int]) -> None:
     gc.freeze()
     close_all_but(keep)
     with contextlib.suppress(OSError, ValueError, RuntimeError):
+        faulthandler.disable()  # Enabled by a parent, its handlers may have been replaced: enable() would not look.
         faulthandler.enable(file=2, all_threads=False)
 
 
