@@ -1,8 +1,10 @@
 """Masters and workers for one `jobrunner run`: forked from this command, gone with it.
 
-    command ──fork, before any loop or thread──► zygote: imports once, waits
+    command ─fork─► base template: imports Arrow, on the other processor
+        │ imports what masters, agents and clients need, once for all of them
+        ├─fork, before any loop or thread─► zygote: waits
         │ start(directory) ──────────────────────►  ├─fork─► master 0..n
-        │                                           ├─fork─► agent 0..n   (each with a base template)
+        │                                           ├─fork─► agent 0..n   (the first has that template)
         └ stop, or its death (the pipe closes) ──►  ends them all, then itself
 
 The zygote starts again what dies unexpectedly, with its old identity and port. All stay in the command's process
@@ -44,10 +46,10 @@ _FINAL_STATUSES = (2, 5, 6, 7)  # Starting again would end the same way.
 class EmbeddedCluster:
     """A running cluster of this process. `directory` is deleted by `stop` unless `keep` was called."""
 
-    def __init__(self, directory: "ClusterDir", zygote: socket.socket, pid: int) -> None:
+    def __init__(self, directory: "ClusterDir", zygote: socket.socket, pids: tuple[int, int]) -> None:
         self._cluster = directory
         self._zygote = zygote
-        self._pid = pid
+        self._pids = pids
         self._kept = False
         self._stopped = False
 
@@ -76,7 +78,7 @@ class EmbeddedCluster:
         if self._stopped:
             return
         self._stopped = True
-        _end_zygote(self._zygote, self._pid)
+        _end_zygote(self._zygote, self._pids)
         if not self._kept:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -90,9 +92,9 @@ class EmbeddedCluster:
 class Preforked:
     """A zygote that waits to be told what to start, or to go."""
 
-    def __init__(self, zygote: socket.socket, pid: int) -> None:
+    def __init__(self, zygote: socket.socket, pids: tuple[int, int]) -> None:
         self._zygote = zygote
-        self._pid = pid
+        self._pids = pids  # Of zygote and base template, both children of this process.
 
     def start(self, settings: Settings, *, masters: int, workers: int, slots: int) -> EmbeddedCluster:
         """Make a cluster directory and start its processes. Raises JobrunnerError, with the zygote gone."""
@@ -114,33 +116,50 @@ class Preforked:
             if isinstance(error, OSError) and not isinstance(error, JobrunnerError):
                 raise Unavailable(f"cannot start a cluster in {path}: {error}") from error
             raise
-        return EmbeddedCluster(directory, self._zygote, self._pid)
+        return EmbeddedCluster(directory, self._zygote, self._pids)
 
     def discard(self) -> None:
-        """End the zygote: there is nothing to run. It has started nothing but a template, which sees it go."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        _end_zygote(self._zygote, self._pid)
+        """End the zygote and the template: there is nothing to run, and they have started nothing."""
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _end_zygote(self._zygote, self._pids)
 
 
 def prefork_embedded() -> Preforked:
-    """Fork the zygote. Call before this process has a loop or a thread; it imports while the caller goes on."""
+    """Fork template and zygote. Call before this process has a loop or a thread.
+
+    Imports, in between, what the cluster's processes and this one's client need: forks share it, and the template
+    imports Arrow meanwhile.
+    """
+    from jobrunner.worker.template import start_base_template
+
+    template = start_base_template()
+    _import_for_children()
     ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _child(lambda: _Zygote(theirs).run())
+        _child(lambda: _Zygote(theirs, template).run())
     theirs.close()
+    template.close()
     os.set_inheritable(ours.fileno(), False)
-    return Preforked(ours, pid)
+    return Preforked(ours, (pid, template.pid))
 
 
-def _end_zygote(zygote: socket.socket, pid: int) -> None:
+def _end_zygote(zygote: socket.socket, pids: tuple[int, int]) -> None:
+    """Close the pipe and bury both; the template sees its agent go, or is killed."""
     zygote.close()
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        os.waitpid(pids[0], 0)
+    deadline = time.monotonic() + _STOP_S
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        while os.waitpid(pids[1], os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(pids[1], signal.SIGKILL)
+            time.sleep(0.005)
 
 
 def _child(main: Callable[[], int]) -> None:
@@ -170,10 +189,10 @@ class _Child:
 class _Zygote:
     """The parent of an embedded cluster's processes: no loop, no thread, nothing but forks and waits."""
 
-    def __init__(self, command: socket.socket) -> None:
+    def __init__(self, command: socket.socket, template: "TemplateHandle") -> None:
         self._command = command
         self._children: list[_Child] = []
-        self._template: TemplateHandle | None = None
+        self._template: TemplateHandle | None = template
         self._path = Path()
         self._wake, self._waker = socket.socketpair()
 
@@ -184,10 +203,6 @@ class _Zygote:
         for wakeable in (self._wake, self._waker):
             wakeable.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        from jobrunner.worker.template import start_base_template
-
-        self._template = start_base_template()
-        _import_for_children()
         path = self._command.recv(4096)
         try:
             if path.endswith(b"\n"):
