@@ -160,7 +160,12 @@ class Client:
 
     def jobs(self, *, stale: bool = False) -> list[JobStatus]:
         """All jobs the cluster remembers, newest first; `stale`: as whichever master is asked has them."""
-        return self._remote.call(ListJobs(stale), JobList).jobs
+        page = self._remote.call(ListJobs(stale), JobList)
+        jobs = [*page.jobs]
+        while page.more:
+            page = self._remote.call(ListJobs(stale, after=jobs[-1].id), JobList)
+            jobs += page.jobs
+        return jobs
 
     def cluster(self, *, stale: bool = False) -> ClusterInfo:
         """Masters, workers, and how many jobs are in which state; `stale`: as whichever master is asked has it."""

@@ -130,7 +130,12 @@ class JobHandle:
 
     def attempts(self, task: TaskId | None = None, *, failed_only: bool = False) -> list[AttemptInfo]:
         """Attempts that run, or ended otherwise than well, and winners."""
-        return self._remote.call(GetAttempts(self.id, task, failed_only), AttemptList).attempts
+        page = self._remote.call(GetAttempts(self.id, task, failed_only), AttemptList)
+        attempts = [*page.attempts]
+        while page.more:
+            page = self._remote.call(GetAttempts(self.id, task, failed_only, attempts[-1].token), AttemptList)
+            attempts += page.attempts
+        return attempts
 
 
 def result_of(status: JobStatus) -> JobResult:

@@ -229,6 +229,7 @@ class GetMapOutputs(Message, frozen=True):
     job: JobId
     stage: StageName
     version: int
+    offset: int = 0  # Partition of the first row wanted; pages of one answer have one version.
 
 
 class BlockOwner(Value, frozen=True):
@@ -247,12 +248,14 @@ class MapOutputs(Message, frozen=True):
     token: list[int]
     digest: list[int]
     bytes: list[int]
+    more: bool = False  # The frame was full: rows follow.
 
 
 class GetWinners(Message, frozen=True):
     """What to publish. Raises Unavailable unless the job's commit is decided."""
 
     job: JobId
+    offset: int = 0  # Winners to leave out: those of earlier pages.
 
 
 class Winner(Value, frozen=True):
@@ -267,6 +270,7 @@ class Winners(Message, frozen=True):
 
     winners: list[Winner]
     counters: dict[str, int]
+    more: bool = False  # The frame was full: winners follow.
 
 
 # --- master to agent and client (pushed) -----------------------------------------------------------------------------
@@ -435,10 +439,12 @@ class WaitJob(Message, frozen=True):
 
 class ListJobs(Message, frozen=True):
     stale: bool = False
+    after: JobId | None = None  # Only jobs submitted before this one.
 
 
 class JobList(Message, frozen=True):
     jobs: list[JobStatus]  # Newest first.
+    more: bool = False
 
 
 class AttemptInfo(Value, frozen=True):
@@ -459,10 +465,12 @@ class GetAttempts(Message, frozen=True):
     job: JobId
     task: TaskId | None = None
     failed_only: bool = False
+    after: Token = Token(0)  # Only attempts of higher tokens.
 
 
 class AttemptList(Message, frozen=True):
-    attempts: list[AttemptInfo]
+    attempts: list[AttemptInfo]  # In order of token.
+    more: bool = False
 
 
 class MasterInfo(Value, frozen=True):

@@ -118,6 +118,7 @@ class Requests:
         self._master = master
         self._waiters: set[_Waiter] = set()
         self._locks = LockRequests(master)
+        self._page_bytes = master.settings.limits.frame_bytes_max // 2
         self._handlers: dict[type, Callable[[Any], Awaitable[msgspec.Struct]]] = {
             RegisterWorker: self._register,
             Beat: self._beat,
@@ -204,11 +205,13 @@ class Requests:
 
     async def _map_outputs(self, message: GetMapOutputs) -> MapOutputs:
         await self._master.barrier()
-        return views.map_outputs(self._master.state, message.job, message.stage, message.version)
+        return views.map_outputs(
+            self._master.state, message.job, message.stage, message.version, message.offset, bytes_max=self._page_bytes
+        )
 
     async def _winners(self, message: GetWinners) -> Winners:
         await self._master.barrier()
-        return views.winners(self._master.state, message.job)
+        return views.winners(self._master.state, message.job, message.offset, bytes_max=self._page_bytes)
 
     # --- clients -----------------------------------------------------------------------------------------------------
 
@@ -289,11 +292,11 @@ class Requests:
     async def _list_jobs(self, message: ListJobs) -> JobList:
         if not message.stale:
             await self._master.barrier()
-        return views.job_list(self._master.state)
+        return views.job_list(self._master.state, message.after, bytes_max=self._page_bytes)
 
     async def _get_attempts(self, message: GetAttempts) -> AttemptList:
         await self._master.barrier()
-        return views.attempt_list(self._master.state, message)
+        return views.attempt_list(self._master.state, message, bytes_max=self._page_bytes)
 
     async def _get_cluster(self, message: GetCluster) -> msgspec.Struct:
         if not message.stale:

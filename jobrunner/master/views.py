@@ -1,4 +1,13 @@
-"""MasterState -> what people are shown: values of control.messages. Reads counters that apply keeps; walks no tasks."""
+"""MasterState -> what people are shown: values of control.messages. Reads counters that apply keeps; walks no tasks.
+
+What grows with a job or with their number is given in pages: `bytes_max` is about how large one may be, so that it fits
+a frame; `more` says that another follows.
+"""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
 
 from jobrunner.control.messages import (
     AttemptList,
@@ -17,6 +26,22 @@ from jobrunner.ids import JobId, SessionId, StageName, Token
 from jobrunner.master.jobs import Job, attempt_infos
 from jobrunner.master.leader import waiting_for
 from jobrunner.master.state import MasterState
+
+PAGE_BYTES = 524_288
+_ROW_BYTES = 33  # Of MapOutputs, at most: attempt and owner 3 each, the others 9.
+_Row = TypeVar("_Row")
+
+
+def _page(rows: Iterable[_Row], bytes_max: int) -> tuple[list[_Row], bool]:
+    """The first rows, of `bytes_max` bytes or one at least, and whether there are more."""
+    page: list[_Row] = []
+    size = 0
+    for row in rows:
+        size += len(msgspec.msgpack.encode(row))
+        if size > bytes_max and page:
+            return page, True
+        page.append(row)
+    return page, False
 
 
 def job_status(state: MasterState, job: Job) -> JobStatus:
@@ -40,21 +65,29 @@ def job_status(state: MasterState, job: Job) -> JobStatus:
     )
 
 
-def job_list(state: MasterState) -> JobList:
-    return JobList([job_status(state, job) for job in reversed(list(state.jobs.values()))])
+def job_list(state: MasterState, after: JobId | None = None, *, bytes_max: int = PAGE_BYTES) -> JobList:
+    """Jobs, newest first; `after`: those submitted before this one. They are forgotten oldest first."""
+    jobs = list(state.jobs)
+    if after is not None:
+        jobs = jobs[: jobs.index(after)] if after in state.jobs else []
+    return JobList(*_page((job_status(state, state.jobs[job]) for job in reversed(jobs)), bytes_max))
 
 
-def attempt_list(state: MasterState, request: GetAttempts) -> AttemptList:
-    job = state.job(request.job)
-    return AttemptList(
-        attempt_infos(job, state.sessions, state.locks, request.task, failed_only=request.failed_only)
-    )  # fmt: skip
+def attempt_list(state: MasterState, request: GetAttempts, *, bytes_max: int = PAGE_BYTES) -> AttemptList:
+    infos = attempt_infos(
+        state.job(request.job), state.sessions, state.locks, request.task, failed_only=request.failed_only
+    )
+    later = (info for info in sorted(infos, key=lambda info: info.token) if info.token > request.after)
+    return AttemptList(*_page(later, bytes_max))
 
 
-def map_outputs(state: MasterState, job_id: JobId, stage: StageName, version: int) -> MapOutputs:
-    """Raises Unavailable while a map output is missing, or this state is behind `version`.
+def map_outputs(
+    state: MasterState, job_id: JobId, stage: StageName, version: int, offset: int = 0, *, bytes_max: int = PAGE_BYTES
+) -> MapOutputs:
+    """Rows from partition `offset` on, and every owner.
 
-    Raises Refused when a late reader asks for what is no longer kept: all is sealed, or the job has ended.
+    Raises Unavailable while a map output is missing, or this state is behind `version`;
+    Refused when a late reader asks for what is no longer kept: all is sealed, or the job has ended.
     """
     job = state.job(job_id)
     table = job.stages.get(stage)
@@ -67,19 +100,22 @@ def map_outputs(state: MasterState, job_id: JobId, stage: StageName, version: in
     if not all(SessionId(id) in state.sessions.live for id in owners):
         raise Refused(f"map output of {job_id}/{stage} is gone: no partition needs it any more", job=job_id)
     sessions = [state.sessions.live[SessionId(id)] for id in owners]
+    rows = slice(offset, offset + max(1, bytes_max // _ROW_BYTES))
     return MapOutputs(
         table.version,
         [BlockOwner(session.id, session.directory, session.address) for session in sessions],
-        owner_column,
-        list(table.done_attempt),
-        list(table.done_token),
-        list(table.digest),
-        list(table.bytes),
+        owner_column[rows],
+        list(table.done_attempt[rows]),
+        list(table.done_token[rows]),
+        list(table.digest[rows]),
+        list(table.bytes[rows]),
+        more=rows.stop < len(owner_column),
     )
 
 
-def winners(state: MasterState, job_id: JobId) -> Winners:
-    """The decided output, by partition: a pure function of the log. Raises Unavailable before it is decided."""
+def winners(state: MasterState, job_id: JobId, offset: int = 0, *, bytes_max: int = PAGE_BYTES) -> Winners:
+    """The decided output, by partition, without the first `offset`; the counters are on the first page. A pure
+    function of the log. Raises Unavailable before it is decided."""
     job = state.job(job_id)
     if not job.all_sealed():
         raise Unavailable(f"job {job_id}: not every partition is sealed")
@@ -90,7 +126,8 @@ def winners(state: MasterState, job_id: JobId) -> Winners:
             Winner(partition, claim.attempt, Token(claim.token), claim.files)
             for partition, claim in sorted(claims.items())
         )
-    return Winners(rows, dict(sorted(job.counters.items())))
+    page, more = _page(rows[offset:], bytes_max)
+    return Winners(page, {} if offset else dict(sorted(job.counters.items())), more)
 
 
 def worker_infos(state: MasterState, suspect: set[SessionId]) -> list[WorkerInfo]:

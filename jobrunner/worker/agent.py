@@ -40,7 +40,6 @@ from jobrunner.errors import (
     JobEnded,
     JobrunnerError,
     Refused,
-    StorageFailed,
     Unavailable,
     UnknownJob,
 )
@@ -262,8 +261,11 @@ class Agent:
             except (Unavailable, CorruptData, Refused) as error:  # Another master may have it, or have it whole.
                 logger.warning("%s waits: %s", start.attempt, error)
                 await asyncio.sleep(_RETRY_S)
-            except (OSError, StorageFailed) as error:
+            except (OSError, JobrunnerError) as error:
                 return self._failed(start, EndCause.STORAGE, str(error))
+            except Exception as error:  # Ours, but the attempt must end: nobody else would ever say that it cannot run.
+                logger.exception("%s: preparing it failed", start.attempt)
+                return self._failed(start, EndCause.STORAGE, f"{type(error).__name__}: {error}")
 
     async def _import(self, start: Start, plan: JobPlan) -> None:
         job = start.attempt.job
@@ -402,8 +404,8 @@ class Agent:
             self._spawn(asyncio.to_thread(shutil.rmtree, trash, True))
 
     def forget_all_but(self, jobs: set[JobId]) -> None:
-        for job in (jobs_left(self._directory) | set(self._pool.jobs())) - jobs:
-            self._forget(job)
+        for job in (jobs_left(self._directory) | set(self._pool.jobs())) - jobs - self._core.jobs():
+            self._forget(job)  # Not what this session has already brought an attempt of.
 
     async def idle(self) -> None:
         while self._pool.slots():

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from jobrunner.control.messages import GetMapOutputs, GetWinners, Start, TaskKind
+from jobrunner.control.messages import GetMapOutputs, GetWinners, MapOutputs, Start, TaskKind, Winners
+from jobrunner.errors import Unavailable
 from jobrunner.ids import Hash, JobId
 from jobrunner.planner.plan import JobPlan, decode_plan
 from jobrunner.rpc.client import Masters
@@ -64,7 +65,7 @@ class Needs:
             return ""
         job = start.attempt.job
         if start.kind is TaskKind.REDUCE:
-            question: msgspec.Struct = GetMapOutputs(job, start.map_stage, start.version)
+            question: GetMapOutputs | GetWinners = GetMapOutputs(job, start.map_stage, start.version)
         else:
             question = GetWinners(job)
         return await self._once(key, lambda: self._fetch_answer(job, "-".join((key[0], *key[2:])), question))
@@ -85,8 +86,12 @@ class Needs:
         data = await self._masters.fetch(f"/blobs/{blob}", bytes_max=self._bytes_max)
         return keep_blob(self._directory, blob, data)
 
-    async def _fetch_answer(self, job: JobId, name: str, question: msgspec.Struct) -> str:
-        return keep_answer(self._directory, job, name, await self._masters.call(question))
+    async def _fetch_answer(self, job: JobId, name: str, question: GetMapOutputs | GetWinners) -> str:
+        page = whole = await self._masters.call(question)
+        while isinstance(page, MapOutputs | Winners) and page.more:
+            page = await self._masters.call(msgspec.structs.replace(question, offset=_rows(whole)))
+            whole = _joined(whole, page)
+        return keep_answer(self._directory, job, name, whole)
 
     async def _once(self, key: tuple[str, ...], fetch: Callable[[], Coroutine[Any, Any, str]]) -> str:
         """One fetch for all who ask at the same time; a failure is for all of them, and is not kept."""
@@ -104,3 +109,32 @@ class Needs:
             return self._files[key]
         finally:
             del self._fetching[key]
+
+
+def _rows(answer: msgspec.Struct) -> int:
+    return (
+        len(answer.owner)
+        if isinstance(answer, MapOutputs)
+        else len(answer.winners)
+        if isinstance(answer, Winners)
+        else 0
+    )
+
+
+def _joined(whole: msgspec.Struct, page: msgspec.Struct) -> msgspec.Struct:
+    """An answer and its next page. Raises Unavailable if it has changed between the two: then it is asked for anew."""
+    if isinstance(whole, Winners) and isinstance(page, Winners):
+        return Winners(whole.winners + page.winners, whole.counters, page.more)
+    assert isinstance(whole, MapOutputs) and isinstance(page, MapOutputs), page
+    if (page.version, page.owners) != (whole.version, whole.owners):
+        raise Unavailable("map outputs changed while they were asked for")
+    return MapOutputs(
+        whole.version,
+        whole.owners,
+        whole.owner + page.owner,
+        whole.attempt + page.attempt,
+        whole.token + page.token,
+        whole.digest + page.digest,
+        whole.bytes + page.bytes,
+        page.more,
+    )

@@ -13,6 +13,7 @@ import jobrunner.worker.slot  # noqa: F401 - imported before the fork, so that e
 from jobrunner.control.messages import (
     BlockOwner,
     EndCause,
+    Failed,
     Forget,
     LossKind,
     MapDone,
@@ -22,6 +23,7 @@ from jobrunner.control.messages import (
     TaskKind,
     Verdict,
 )
+from jobrunner.errors import SpecError
 from jobrunner.ids import SessionId
 from jobrunner.planner.code import StepCode
 from jobrunner.shuffle.reducers import Count, Sum
@@ -389,6 +391,46 @@ def test_a_beat_says_that_a_reduce_has_all_its_input(tmp_path: Path, template: T
             master.tell(start)
             await until(lambda: any(held.ready for held in master.beats[-1].held), "a beat with a ready reduce")
             assert [held.token for held in master.beats[-1].held] == [start.token]
+
+    asyncio.run(main())
+
+
+def test_answers_in_pages_are_put_together(tmp_path: Path, template: TemplateHandle) -> None:
+    """One answer for 30,000 maps fits no frame: no reduce of such a job could start, and no output be published."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+            master.page_rows = 1
+            job = cluster.job(StepCode(words, Sum()), ["a\n", "b\n", "a c\n"], reducers=2)
+            await master.do(job, TaskKind.SETUP)
+            for number in range(3):
+                await master.do(job, TaskKind.MAP, number)
+            reduces = [await master.do(job, TaskKind.REDUCE, number, version=1) for number in (0, 1)]
+            assert sorted("".join(sealed_text(job, done) for done in reduces).split()) == ["1", "1", "2", "a", "b", "c"]
+            await master.do(job, TaskKind.PUBLISH)
+            assert len(list(job.output.glob("part-*"))) == 2
+
+    asyncio.run(main())
+
+
+def test_an_attempt_that_cannot_be_prepared_ends(
+    tmp_path: Path, template: TemplateHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody thought of would leave it waiting for ever, and its job with it."""
+
+    async def main() -> None:
+        async with Cluster(tmp_path, template) as cluster:
+            master = cluster.master
+
+            def refuses(asked: object) -> Any:
+                raise SpecError("does not fit a frame")
+
+            monkeypatch.setattr(master, "_map_outputs", refuses)
+            job = cluster.job(StepCode(words, Sum()), ["a\n"])
+            ended = await master.do(job, TaskKind.REDUCE, version=1)
+            assert isinstance(ended, Failed)
+            assert (ended.cause, ended.message) == (EndCause.STORAGE, "does not fit a frame")
 
     asyncio.run(main())
 

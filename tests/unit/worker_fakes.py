@@ -146,6 +146,7 @@ class FakeMaster:
         self.offered: list[OfferBlocks] = []
         self.lost: list[ReportLostOutput] = []
         self.lost_owner: BlockOwner | None = None  # Where map outputs are said to be, instead of where they are.
+        self.page_rows = 1_000  # Rows in one answer about map outputs or winners.
         self.verdict: Callable[[Ended], Verdict] = lambda _: Verdict.ACCEPTED
         self.asked_jobs: list[JobId] = []
         self.tidy = False  # What GetJob says.
@@ -240,6 +241,8 @@ class FakeMaster:
             (item for item in self.ended if isinstance(item, MapDone) and item.attempt.job == asked.job),
             key=lambda item: item.attempt.partition,
         )
+        more = len(done) > asked.offset + self.page_rows
+        done = done[asked.offset : asked.offset + self.page_rows]
         hello = self.registered[-1]
         owner = self.lost_owner or BlockOwner(SessionId(self.session), hello.directory, hello.address)
         return MapOutputs(
@@ -250,13 +253,14 @@ class FakeMaster:
             [item.token for item in done],
             [item.digest for item in done],
             [item.bytes for item in done],
+            more,
         )
 
     def _winners(self, asked: GetWinners) -> Winners:
         sealed = [item for item in self.ended if isinstance(item, Sealable) and item.attempt.job == asked.job]
-        return Winners(
-            [Winner(item.attempt.partition, item.attempt.attempt, item.token, item.files) for item in sealed], {}
-        )
+        rows = [Winner(item.attempt.partition, item.attempt.attempt, item.token, item.files) for item in sealed]
+        end = asked.offset + self.page_rows
+        return Winners(rows[asked.offset : end], {}, len(rows) > end)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         data = self.blobs.get(Hash(request.match_info["hash"]))
