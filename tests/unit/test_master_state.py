@@ -1,7 +1,5 @@
 """The state machine and the leader's tick, driven by a small fake cluster: no process, no socket, time that jumps."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from jobrunner.control.messages import (
@@ -28,7 +26,7 @@ from jobrunner.control.messages import (
     Verdict,
 )
 from jobrunner.errors import NotLeader, OutputBusy, Refused, SessionEnded, UnknownJob
-from jobrunner.ids import AttemptId, Epoch, Hash, JobId, SessionId, StageName, Token, job_id_from_number
+from jobrunner.ids import Epoch, Hash, JobId, SessionId, StageName, job_id_from_number
 from jobrunner.master.commands import (
     Command,
     EndAttempts,
@@ -44,8 +42,7 @@ from jobrunner.master.commands import (
     encode_entry,
 )
 from jobrunner.master.invariants import check_state
-from jobrunner.master.leader import LOST_KEPT_MAX, Leader, LeaderLimits
-from jobrunner.master.server import MasterServer
+from jobrunner.master.leader import Leader, LeaderLimits
 from jobrunner.master.state import MasterState
 from jobrunner.master.views import attempt_list, job_list, map_outputs, winners
 from jobrunner.planner.plan import blob_hash
@@ -611,30 +608,6 @@ def test_a_set_up_that_comes_after_the_end_does_not_count(cluster: FakeCluster) 
     assert cluster.job == JobState.KILLED
 
 
-def test_a_publisher_that_reports_after_the_end_changes_nothing(cluster: FakeCluster) -> None:
-    """A committed job would show the error of a publication that another one completed."""
-    start_job(cluster)
-    job = cluster.state.jobs[JOB]
-    late: tuple[SessionId, Start] | None = None
-    for _ in range(200):
-        cluster.tick()
-        for session, start in cluster.running():
-            if start.kind == TaskKind.PUBLISH:
-                late = session, start
-                cluster.report(session, Failed(start.attempt, start.token, EndCause.FATAL, "disk"))
-            elif start.kind == TaskKind.RETRACT:
-                cluster.report(session, StepDone(start.attempt, start.token, "published", ""))
-            else:
-                cluster.finish(session, start)
-        if job.tidy:
-            break
-    assert late is not None and job.public == JobState.COMMITTED and job.error is None
-    version = job.version
-    session, start = late
-    assert cluster.report(session, StepDone(start.attempt, start.token, "refused", "foreign")) is Verdict.GONE
-    assert job.error is None and job.version == version
-
-
 def test_a_refused_publication_is_retracted_and_the_job_fails_with_its_reason(cluster: FakeCluster) -> None:
     """A foreign directory in the way must not cost data, nor hang the job."""
     start_job(cluster, maps=2, reduces=1)
@@ -728,28 +701,3 @@ def test_old_ended_jobs_are_forgotten(cluster: FakeCluster) -> None:
     assert len(cluster.state.jobs) <= 4
     assert cluster.state.ended_counts == {"committed": 6}
     assert not cluster.state.blobs.names()
-
-
-def test_a_report_about_a_forgotten_job_does_not_stop_the_leader(cluster: FakeCluster) -> None:
-    """Its worker would say it again to the next leader, and that one would stop too."""
-    item = Failed(AttemptId(JOB, MAP, 0, 0), Token(5), EndCause.EXITED, "")
-    server = SimpleNamespace(state=cluster.state)
-    MasterServer._pass_failpoints(server, EndAttempts(SessionId(1), [item]), [Verdict.GONE])  # type: ignore[arg-type]
-
-
-def test_workers_lost_long_ago_are_forgotten(cluster: FakeCluster) -> None:
-    """Where each restart brings a new directory, the state would grow for ever."""
-    for name in range(LOST_KEPT_MAX + 3):
-        cluster.propose(EndSession(cluster.register(name), "gone"))
-    cluster.held.clear()
-    cluster.tick()
-    assert list(cluster.state.sessions.lost) == [f"dir{name}" for name in range(3, LOST_KEPT_MAX + 3)]
-
-
-def test_the_record_of_a_lost_attempt_names_its_worker(cluster: FakeCluster) -> None:
-    """Who looks for its logs must know where it ran."""
-    sessions = start_job(cluster)
-    for session in sessions:
-        cluster.propose(EndSession(session, "gone"))
-    records = cluster.state.jobs[JOB].records
-    assert records and all(info.worker.startswith("w") for info in records)
