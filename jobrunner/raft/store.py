@@ -170,6 +170,7 @@ class Store:
         self._segments: list[_Segment] = []
         self._frames = _FrameIndex()
         self._frames_lock = Lock()
+        self._snapshots_lock = Lock()  # One removes what is older: another's, perhaps, that is being made.
         self._seed = 0
         self._next_index = 1
         self._failed: BaseException | None = None
@@ -240,7 +241,7 @@ class Store:
 
     def save_snapshot(self, snapshot: Snapshot) -> StoredSnapshot:
         """Make a snapshot of this member's own durable. May run in a thread of its own; the log is not touched."""
-        with _storage_errors(self.directory):
+        with _storage_errors(self.directory), self._snapshots_lock:
             return write_snapshot(self._files, self.directory, snapshot)
 
     def install(self, save: Save) -> StoredSnapshot:
@@ -248,7 +249,8 @@ class Store:
         snapshot = save.install
         assert snapshot is not None
         with self._guard():
-            stored = write_snapshot(self._files, self.directory, snapshot)
+            with self._snapshots_lock:
+                stored = write_snapshot(self._files, self.directory, snapshot)
             self._begin_after(snapshot.index, save.state)
             return stored
 
