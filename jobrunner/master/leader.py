@@ -13,7 +13,16 @@ from jobrunner.commit.steps import State
 from jobrunner.control.messages import Beat, EndCause, Forget, Held, Instruct, Instruction, Start, Stop
 from jobrunner.ids import Epoch, JobId, SessionId, Token
 from jobrunner.locks.limits import LockLimits
-from jobrunner.master.commands import AnyCommand, Assign, CommitJob, DropAttempts, DropBlobs, EndSession, ForgetJobs
+from jobrunner.master.commands import (
+    AnyCommand,
+    Assign,
+    CommitJob,
+    DropAttempts,
+    DropBlobs,
+    EndSession,
+    ForgetJobs,
+    ForgetWorkers,
+)
 from jobrunner.master.jobs import Job
 from jobrunner.master.liveness import Leases
 from jobrunner.master.lock_timers import LockTimers
@@ -25,6 +34,7 @@ Key = TypeVar("Key", Token, JobId)
 
 AHEAD_MS = 50.0  # Work that may wait at a worker, in time.
 ORPHAN_BLOB_S = 600.0  # A blob that no job names is dropped after this.
+LOST_KEPT_MAX = 100  # Lost workers that `cluster status` shows.
 GAP_S = 0.5  # Ticks further apart mean that this process was stopped or starved: the gap counts for nobody.
 RESEND_BEATS = 2  # Beats without a sign of an instruction before it is sent again.
 
@@ -185,6 +195,9 @@ class Leader:
         if excess > 0:
             tidy = [id for id, job in state.jobs.items() if job.tidy][:excess]
             yield Proposal("forget jobs", ForgetJobs(tidy))
+        lost = list(state.sessions.lost)
+        if len(lost) > LOST_KEPT_MAX:
+            yield Proposal("forget workers", ForgetWorkers(lost[:-LOST_KEPT_MAX]))
         names = state.blobs.names()
         if names or self._blob_seen:
             in_use = state.blobs_in_use()

@@ -173,8 +173,9 @@ def _step_done(
         (TaskKind.CLEANUP, "done"): CommitEvent.CLEANED_UP,
     }
     event = events.get((table.spec.kind, item.outcome))
-    # A set-up that comes after the job's end has made its stage again, and is told to look after that.
-    late = table.spec.kind == TaskKind.SETUP and job.ended
+    # A set-up that comes after the job's end has made its stage again, and is told to look after that. Other steps
+    # that come after it change nothing, above all not what the job is said to have ended with.
+    late = job.tidy if table.spec.kind == TaskKind.CLEANUP else job.ended
     if event is None or late or table.state_of(0) == TaskState.DONE:
         _end_if_running(state, job, table, item, EndCause.SUPERSEDED)
         return Verdict.GONE
@@ -247,12 +248,15 @@ def _end_running(state: MasterState, job: Job, table: StageTable, running: Runni
     job.version += 1
 
 
-def drop(state: MasterState, running: Running, cause: EndCause, reason: str) -> None:
-    """Take an assigned attempt back, uncharged; the leader tells its worker by what it no longer finds here."""
+def drop(state: MasterState, running: Running, cause: EndCause, reason: str, address: str = "") -> None:
+    """Take an assigned attempt back, uncharged; the leader tells its worker by what it no longer finds here.
+
+    `address`: of a worker whose session is over.
+    """
     job = state.jobs[running.attempt.job]
     table = job.table(running.attempt.stage)
     assert table is not None
-    address = _address(state, running.session)
+    address = address or _address(state, running.session)
     _end_running(state, job, table, running, cause)
     job.keep_record(AttemptInfo(running.attempt, running.token, running.kind, cause, address, reason, "", ""))
 
@@ -263,7 +267,7 @@ def drop(state: MasterState, running: Running, cause: EndCause, reason: str) -> 
 def worker_lost(state: MasterState, session: Session, reason: str, at_ms: int) -> None:
     """Its attempts are lost, uncharged; of its map output, what a partition that is not sealed still needs."""
     for running in list(state.attempts.get(session.id, {}).values()):
-        drop(state, running, EndCause.LOST_WORKER, f"worker {session.name} was lost: {reason}")
+        drop(state, running, EndCause.LOST_WORKER, f"worker {session.name} was lost: {reason}", session.address)
     state.attempts.pop(session.id, None)
     for job in state.active.values():
         job.touched.pop(session.id, None)

@@ -161,13 +161,16 @@ class Requests:
 
     async def _beat(self, message: Beat) -> BeatAck:
         leader = self._master.leading()
-        self._check_session(message.session)
+        await self._check_session(message.session)
         leader.beat(message, self._master.now())
         self._master.wake()
         await self._master.barrier()  # A deposed leader keeps no lease alive: the worker must look for the new one.
         return BeatAck(leader.epoch)
 
-    def _check_session(self, session: SessionId) -> None:
+    async def _check_session(self, session: SessionId) -> None:
+        """Raises SessionEnded, which costs a worker all that it runs: not by a leader that has been replaced."""
+        if session not in self._master.state.sessions.live:
+            await self._master.barrier()
         if session not in self._master.state.sessions.live:
             raise SessionEnded(f"session {session} has ended")
 
@@ -184,7 +187,7 @@ class Requests:
     async def _lost_output(self, message: ReportLostOutput) -> Ack:
         """Missing and damaged output is believed at once; that of a worker that lives, on the second report."""
         leader = self._master.leading()
-        self._check_session(message.session)
+        await self._check_session(message.session)
         lost = message.lost
         if message.kind == LossKind.UNREACHABLE:
             sources = self._sources(message)
@@ -254,6 +257,8 @@ class Requests:
 
     async def _wait_job(self, message: WaitJob) -> JobStatus:
         self._master.leading()
+        if message.job not in self._master.state.jobs:
+            await self._master.barrier()  # Perhaps only this leader, replaced by now, does not know it.
         waiter = _Waiter(message.job, message.version, message.tidy, asyncio.get_running_loop().create_future())
         if not self._is_due(waiter):
             self._waiters.add(waiter)

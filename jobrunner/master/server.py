@@ -208,7 +208,8 @@ class MasterServer:
             failpoint("master.commit.applied")
         elif isinstance(command, EndAttempts):
             for item in command.items:
-                table = self.state.jobs[item.attempt.job].table(item.attempt.stage)
+                job = self.state.jobs.get(item.attempt.job)  # None: forgotten before its worker could report.
+                table = job.table(item.attempt.stage) if job is not None else None
                 if table is None:
                     continue
                 if table.spec.final:
