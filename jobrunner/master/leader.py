@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jobrunner.commit.steps import State
 from jobrunner.control.messages import Beat, EndCause, Forget, Held, Instruct, Instruction, Start, Stop
-from jobrunner.ids import Epoch, JobId, SessionId, Token
+from jobrunner.ids import Epoch, Hash, JobId, SessionId, Token
 from jobrunner.locks.limits import LockLimits
 from jobrunner.master.commands import (
     AnyCommand,
@@ -33,7 +33,7 @@ from jobrunner.master.tasks import Running
 Key = TypeVar("Key", Token, JobId)
 
 AHEAD_MS = 50.0  # Work that may wait at a worker, in time.
-ORPHAN_BLOB_S = 600.0  # A blob that no job names is dropped after this.
+ORPHAN_BLOB_S = 600.0  # A blob that no job names, and nobody asked for, is dropped after this.
 LOST_KEPT_MAX = 100  # Lost workers that `cluster status` shows.
 GAP_S = 0.5  # Ticks further apart mean that this process was stopped or starved: the gap counts for nobody.
 RESEND_BEATS = 2  # Beats without a sign of an instruction before it is sent again.
@@ -85,7 +85,7 @@ class Leader:
         self._limits = limits
         self._ticked_at = now
         self._proposed: set[str] = set()
-        self._blob_seen: dict[str, float] = {}
+        self._blob_seen: dict[Hash, float] = {}
         self._unreachable: dict[SessionId, dict[SessionId, int]] = {}  # Source -> who could not fetch from it.
 
     # --- what comes in -----------------------------------------------------------------------------------------------
@@ -121,6 +121,12 @@ class Leader:
         if believed:
             del self._unreachable[source]
         return believed
+
+    def blobs_asked(self, hashes: list[Hash], now: float) -> None:
+        """A client will rely on those of these that are here: they stay as if they had come now."""
+        for hash in hashes:
+            if hash in self._blob_seen:
+                self._blob_seen[hash] = now
 
     def settled(self, key: str) -> None:
         """The proposal of this key is applied, or will never be."""

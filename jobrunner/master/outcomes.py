@@ -376,10 +376,9 @@ def _end_job(state: MasterState, job: Job) -> None:
 def _tidy_job(state: MasterState, job: Job, at_ms: int) -> None:
     state.release_output(job, at_ms)
     state.active.pop(job.submit.job, None)
-    in_use = state.blobs_in_use()
-    for hash in (job.submit.plan, job.submit.code):
-        if hash not in in_use:
-            state.blobs.drop(hash)
+    # Its code stays a while: another client may have been told that it need not send it. No other job has its plan.
+    if job.submit.plan not in state.blobs_in_use() and job.submit.plan != job.submit.code:
+        state.blobs.drop(job.submit.plan)
 
 
 def _address(state: MasterState, id: SessionId) -> str:

@@ -219,7 +219,7 @@ class Requests:
     # --- clients -----------------------------------------------------------------------------------------------------
 
     async def _have_blobs(self, message: HaveBlobs) -> BlobsHeld:
-        self._master.leading()
+        self._master.leading().blobs_asked(message.hashes, self._master.now())
         return BlobsHeld([hash for hash in message.hashes if not self._master.state.blobs.has(hash)])
 
     async def _put_blob(self, message: PutBlob) -> Ack:

@@ -25,7 +25,7 @@ from jobrunner.control.messages import (
 from jobrunner.errors import NotLeader, SessionEnded, UnknownJob
 from jobrunner.ids import AttemptId, Epoch, MemberId, SessionId, Token
 from jobrunner.master.commands import EndAttempts, EndSession
-from jobrunner.master.leader import LOST_KEPT_MAX
+from jobrunner.master.leader import LOST_KEPT_MAX, ORPHAN_BLOB_S
 from jobrunner.master.server import MasterServer
 from jobrunner.raft.files import File, RealFiles
 from jobrunner.raft.messages import Member
@@ -172,3 +172,23 @@ def test_a_snapshot_that_arrives_while_one_is_taken_harms_neither(tmp_path: Path
     found = Store.open(directory, RaftSettings(), files)
     assert found.snapshot is not None and found.snapshot.index == 90
     found.close()
+
+
+# --- blobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_code_that_the_masters_said_they_have_is_there_at_submission(cluster: FakeCluster) -> None:  # noqa: F811
+    """The job that had it too may end in between, and the next one be refused for no fault of its own."""
+    start_job(cluster)
+    code = cluster.state.jobs[JOB].submit.code
+    cluster.run()
+    assert cluster.state.jobs[JOB].tidy and cluster.state.blobs.names() == [code]
+    cluster.tick()
+    cluster.now += ORPHAN_BLOB_S - 1
+    cluster.leader.blobs_asked([code], cluster.now)
+    cluster.now += 2
+    cluster.tick()
+    assert cluster.state.blobs.has(code)
+    cluster.now += ORPHAN_BLOB_S
+    cluster.tick()
+    assert not cluster.state.blobs.names()
