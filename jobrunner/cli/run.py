@@ -270,12 +270,14 @@ def _conclude(status: "JobStatus", *, as_json: bool, note: str = "") -> None:
 
 @contextmanager
 def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP end an embedded run as Ctrl-C does: its cluster must not outlive it."""
+    """SIGTERM and SIGHUP end an embedded run as Ctrl-C does: its cluster must not outlive it. What was ignored when we
+    were started (nohup) stays ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(f"interrupted by {signal.Signals(number).name}")
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

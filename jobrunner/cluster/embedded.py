@@ -8,7 +8,8 @@
         └ stop, or its death (the pipe closes) ──►  ends them all, then itself
 
 The zygote starts again what dies unexpectedly, with its old identity and port. All stay in the command's process
-group, so that Ctrl-Z stops and `fg` wakes them together; Ctrl-C is the command's to handle.
+group, so that Ctrl-Z stops and `fg` wakes them together. Ctrl-C, a hang-up and `timeout`, which signal all of them,
+are the command's to handle: it needs the masters to end its job cleanly.
 """
 
 import contextlib
@@ -20,9 +21,10 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,9 +80,10 @@ class EmbeddedCluster:
         if self._stopped:
             return
         self._stopped = True
-        _end_zygote(self._zygote, self._pids)
-        if not self._kept:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        with _uninterrupted():
+            _end_zygote(self._zygote, self._pids)
+            if not self._kept:
+                shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> "EmbeddedCluster":
         return self
@@ -162,6 +165,22 @@ def _end_zygote(zygote: socket.socket, pids: tuple[int, int]) -> None:
             time.sleep(0.005)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C once more, in the seconds that stopping takes, must not leave half of it undone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def _child(main: Callable[[], int]) -> None:
     """The whole life of a forked child: never returns to the frames of its parent."""
     status = 1
@@ -197,8 +216,8 @@ class _Zygote:
         self._wake, self._waker = socket.socketpair()
 
     def run(self) -> int:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: self._waker.send(b"t"))
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # Only the pipe ends it; masters that died of one are started again.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for wakeable in (self._wake, self._waker):
             wakeable.setblocking(False)
@@ -227,10 +246,14 @@ class _Zygote:
             self._fork(child)
 
     def _fork(self, child: _Child) -> None:
+        from jobrunner.worker.processes import die_with_parent
+
+        zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
 
             def life() -> int:
+                die_with_parent(zygote)
                 _become_daemon(self._path, child.name, [self._command, self._wake, self._waker])
                 return child.main()
 
@@ -273,8 +296,7 @@ class _Zygote:
             if self._command in ready:
                 return
             with contextlib.suppress(BlockingIOError):
-                if b"t" in self._wake.recv(4096):
-                    return
+                self._wake.recv(4096)
             self._bury()
             for child in self._children:
                 if not child.pid and child.due and child.due <= time.monotonic():
@@ -328,7 +350,7 @@ def _import_for_children() -> None:
 
 
 def _become_daemon(path: Path, name: str, close: list[socket.socket]) -> None:
-    """Its own log as stdout and stderr, its own signals; SIGINT stays ignored."""
+    """Its own log as stdout and stderr, its own signals; SIGINT and SIGHUP stay ignored."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
