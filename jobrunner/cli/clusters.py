@@ -38,7 +38,9 @@ def up(
 ) -> None:
     """Start a cluster's daemons and leave them running; returns when it accepts jobs.
 
-    Run again on the same directory it starts what is not running, each daemon with its old identity and port.
+    Run again on the same directory it starts what is not running, each daemon with its old identity and port, and more
+    workers if --workers asks for more. Masters, slots and settings of an existing cluster stay as they are, and it says
+    so where they are not what was asked for.
 
     \b
     Examples:
@@ -49,7 +51,7 @@ def up(
         raise SpecError("--ray: not built yet, allowed: daemons on this machine (without --ray)")
     if ray_address is not None:
         raise SpecError(f"cluster up: found {ray_address!r}, allowed: options only (--dir DIR names the directory)")
-    from jobrunner.cluster.local import cluster_up
+    from jobrunner.cluster.local import cluster_up, kept_as_it_was
 
     home = directory or HOME
     existing = home / "cluster.toml"
@@ -61,6 +63,8 @@ def up(
         raise SpecError(f"--slots: found {slots}, allowed: an integer, at least 1")
     settings = settings_of(Where(), config=file, sets=sets)
     found = cluster_up(home, settings, workers=settings.cluster.workers, slots=slots)
+    for line in kept_as_it_was(found, settings, workers=workers, slots=slots):
+        print(f"this cluster is as it was made: {line}", file=sys.stderr)
     print(f"cluster {found.cluster_id} accepts jobs; its directory is {home}", file=sys.stderr)
     print(",".join(found.addresses))
 

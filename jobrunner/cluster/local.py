@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from jobrunner.clock import rfc3339
 from jobrunner.cluster.daemons import default_slots, run_master, run_worker
 from jobrunner.cluster.directory import (
     CLUSTER_FILE,
+    SETTINGS_FILE,
     ClusterDir,
     Daemon,
     add_worker,
@@ -36,6 +39,7 @@ __all__ = [
     "cluster_down",
     "cluster_up",
     "default_slots",
+    "kept_as_it_was",
     "prefork_embedded",
     "run_master",
     "run_worker",
@@ -70,6 +74,25 @@ def cluster_up(directory: Path, settings: Settings, *, workers: int, slots: int 
             _stop(started)
             raise
     return cluster
+
+
+def kept_as_it_was(cluster: ClusterDir, settings: Settings, *, workers: int | None, slots: int | None) -> list[str]:
+    """What was asked of an existing cluster that it does not follow, in lines; `workers` None: as many as it has."""
+    file = cluster.file
+    pairs = [("masters", settings.cluster.masters, len(file.masters)), ("workers", workers, len(file.workers))]
+    pairs.append(("slots of each worker", slots or settings.worker.slots or None, file.slots))
+    lines = [f"{what}: stays {found}, not {asked}" for what, asked, found in pairs if asked not in (None, found)]
+    theirs, asked_for = msgspec.to_builtins(cluster.settings()), msgspec.to_builtins(settings)
+    for section, keys in theirs.items():
+        for key, found in keys.items():
+            asked = asked_for[section][key]
+            if asked != found and (section, key) not in _COUNTS:
+                lines.append(f"{section}.{key}: stays {found}, not {asked}; to change it, edit {SETTINGS_FILE} between "
+                             "`cluster down` and `cluster up`")  # fmt: skip
+    return lines
+
+
+_COUNTS = {("cluster", "masters"), ("cluster", "workers"), ("worker", "slots")}  # In cluster.json.
 
 
 def _add_workers(cluster: ClusterDir, workers: int) -> None:

@@ -16,10 +16,11 @@ from jobrunner.cluster.directory import (
     free_ports,
     locked,
 )
+from jobrunner.cluster.local import kept_as_it_was
 from jobrunner.errors import SpecError
 from jobrunner.hosts import process_alive, process_started, same_pid_space, this_host
 from jobrunner.raft.store import read_identity
-from jobrunner.spec.settings import ClusterSection, Settings
+from jobrunner.spec.settings import ClusterSection, RaftSection, Settings
 
 
 def make(path: Path, masters: int = 3) -> ClusterDir:
@@ -75,6 +76,17 @@ def test_two_commands_never_change_one_directory_at_once(tmp_path: Path) -> None
     """Both would start every daemon."""
     with locked(tmp_path), pytest.raises(SpecError, match="in use"), locked(tmp_path):
         pass
+
+
+def test_what_an_existing_cluster_does_not_follow_is_said(tmp_path: Path) -> None:
+    """Somebody asks for five masters, is told that the cluster accepts jobs, and believes it survives two deaths."""
+    made = make(tmp_path / "c")
+    assert kept_as_it_was(made, made.settings(), workers=None, slots=None) == []
+    assert kept_as_it_was(made, made.settings(), workers=2, slots=1) == []
+    asked = Settings(cluster=ClusterSection(masters=5), raft=RaftSection(heartbeat_ms=70))
+    masters, workers, slots, beat = kept_as_it_was(made, asked, workers=1, slots=4)
+    assert "stays 3, not 5" in masters and "stays 2, not 1" in workers and "stays 1, not 4" in slots
+    assert beat.startswith("raft.heartbeat_ms: stays 50, not 70") and "cluster.toml" in beat
 
 
 def test_ports_in_use_are_passed_over() -> None:
