@@ -191,6 +191,7 @@ class BlockOffer(Value, frozen=True):
     digest: int
     rows: int
     bytes: int
+    counters: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class OfferBlocks(Message, frozen=True):

@@ -154,7 +154,7 @@ def _record_map(
     table.record_output(partition, attempt=item.attempt.attempt, token=item.token, owner=owner, digest=item.digest,
                         bytes=item.bytes)  # fmt: skip
     job.touched[owner] = None
-    if first and isinstance(item, MapDone):
+    if first:
         job.add_counters(item.counters)
     return True
 

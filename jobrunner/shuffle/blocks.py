@@ -42,6 +42,7 @@ class BlockIndex(msgspec.Struct, frozen=True, array_like=True):
     lengths: list[int]
     rows: list[int]
     checksums: list[int]  # crc32 of the partition's bytes.
+    counters: dict[str, int] = {}  # The map's, for whoever finds the file before its end was reported.
 
 
 _decoder = msgspec.msgpack.Decoder(BlockIndex)
@@ -106,10 +107,12 @@ class PartitionFile:
         self._file.close()
         self._finished = True
 
-    def publish(self, path: Path, *, attempt: AttemptId, token: Token, digest: int) -> int:
+    def publish(
+        self, path: Path, *, attempt: AttemptId, token: Token, digest: int, counters: dict[str, int] | None = None
+    ) -> int:
         """Add the index and give the file its name; return its size in bytes."""
         index = msgspec.msgpack.encode(
-            BlockIndex(attempt, token, digest, self.offsets, self.lengths, self.rows, self.checksums)
+            BlockIndex(attempt, token, digest, self.offsets, self.lengths, self.rows, self.checksums, counters or {})
         )
         self._file.write(index)
         self._file.write(_TRAILER.pack(self._position, len(index), zlib.crc32(index), _MAGIC))
@@ -200,4 +203,6 @@ def _offer(root: Path, path: Path) -> BlockOffer | None:
         return None
     if block_path(root, index.attempt, index.token) != path:
         return None
-    return BlockOffer(index.attempt, index.token, index.digest, sum(index.rows), path.stat().st_size)
+    return BlockOffer(
+        index.attempt, index.token, index.digest, sum(index.rows), path.stat().st_size, index.counters
+    )  # fmt: skip

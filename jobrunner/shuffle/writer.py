@@ -260,8 +260,11 @@ class MapOutputWriter:
             found.append(number)
         return np.array(found, np.uint32)
 
-    def finish(self) -> BlockSummary:
-        """Merge what there is into the block file and give it its name; it is not synced. Call once."""
+    def finish(self, counters: Callable[[], dict[str, int]] = dict) -> BlockSummary:
+        """Merge what there is into the block file and give it its name; it is not synced. Call once.
+
+        `counters`: to be kept in the file; asked for when nothing is combined any more.
+        """
         self._flush()
         if self._fold is not None and len(self._held) > 1:
             self._held = [fold_rows(concat_rows(self._held), self._fold)]
@@ -274,7 +277,9 @@ class MapOutputWriter:
                 rows += write_partition(file, counted, self._limits)
                 digest += counted.digest
             digest &= (1 << 64) - 1
-            size = file.publish(self._path, attempt=self._attempt, token=self._token, digest=digest)
+            size = file.publish(
+                self._path, attempt=self._attempt, token=self._token, digest=digest, counters=counters()
+            )
         for runs in self._spills:
             Path(getattr(runs[0], "path")).unlink(missing_ok=True)  # noqa: B009
         return BlockSummary(digest, rows, size, spills)

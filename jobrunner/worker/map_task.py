@@ -87,7 +87,7 @@ def _map_to_blocks(run: wire.Run, plan: JobPlan, code: StepCode, task: Task, scr
         else:
             writer.add(source.pairs())
     task.progress()
-    summary = writer.finish()
+    summary = writer.finish(source.counters)
     return MapDone(attempt, token, summary.digest, summary.rows, summary.bytes, source.counters())
 
 

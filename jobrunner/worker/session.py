@@ -38,8 +38,9 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_S = 0.2  # After an answer that is neither a result nor the end of the session.
 _REPORT_COUNT_MAX = 2_000
-_OFFER_COUNT_MAX = 2_000  # A block offer is under 200 bytes.
+_OFFER_COUNT_MAX = 2_000
 _Reply = TypeVar("_Reply", bound=msgspec.Struct)
+_Row = TypeVar("_Row", Ended, BlockOffer)
 
 
 class SessionOwner(Protocol):
@@ -153,8 +154,9 @@ class Session:
         offered here need not run again."""
         kept: set[JobId] = set()
         session = self._core.session
-        for start in range(0, len(blocks), _OFFER_COUNT_MAX):
-            some = blocks[start : start + _OFFER_COUNT_MAX]
+        while blocks:
+            some = self._fitting(blocks[:_OFFER_COUNT_MAX])
+            blocks = blocks[len(some) :]
             offered = await self._ask(OfferBlocks(session, some), Offered)
             await self._owner.drop_blocks([block for block, keep in zip(some, offered.keep, strict=True) if not keep])
             kept |= {block.attempt.job for block, keep in zip(some, offered.keep, strict=True) if keep}
@@ -180,14 +182,14 @@ class Session:
             answer = await self._ask(Report(self._core.session, reports), Reported)
             self._owner.perform(self._core.verdicts(reports, answer.verdicts))
 
-    def _fitting(self, reports: list[Ended]) -> list[Ended]:
-        """The first of `reports` that fit one frame; one at least."""
+    def _fitting(self, rows: list[_Row]) -> list[_Row]:
+        """The first of `rows` that fit one frame; one at least."""
         size = 0
-        for count, report in enumerate(reports):
-            size += len(msgspec.msgpack.encode(report))
+        for count, row in enumerate(rows):
+            size += len(msgspec.msgpack.encode(row))
             if size > self._bytes_max and count:
-                return reports[:count]
-        return reports
+                return rows[:count]
+        return rows
 
     async def _ask(self, message: msgspec.Struct, kind: type[_Reply]) -> _Reply:
         """The leader's answer, however long there is none. Raises SessionEnded, Denied."""

@@ -12,6 +12,7 @@ from test_master_state import JOB, MAP, FakeCluster, cluster, start_job  # noqa:
 from jobrunner.control.messages import (
     Ack,
     Beat,
+    BlockOffer,
     EndCause,
     Failed,
     JobState,
@@ -24,7 +25,7 @@ from jobrunner.control.messages import (
 )
 from jobrunner.errors import NotLeader, SessionEnded, UnknownJob
 from jobrunner.ids import AttemptId, Epoch, MemberId, SessionId, Token
-from jobrunner.master.commands import EndAttempts, EndSession
+from jobrunner.master.commands import EndAttempts, EndSession, Offer
 from jobrunner.master.leader import LOST_KEPT_MAX, ORPHAN_BLOB_S
 from jobrunner.master.server import MasterServer
 from jobrunner.raft.files import File, RealFiles
@@ -192,3 +193,17 @@ def test_code_that_the_masters_said_they_have_is_there_at_submission(cluster: Fa
     cluster.now += ORPHAN_BLOB_S
     cluster.tick()
     assert not cluster.state.blobs.names()
+
+
+def test_an_offered_block_counts_what_its_map_counted_once(cluster: FakeCluster) -> None:  # noqa: F811
+    """A map whose end its worker could not report any more would be missing in the job's counters for ever."""
+    sessions = start_job(cluster, maps=2, reduces=1)
+    _, start = next(found for found in cluster.running("map") if found[0] == sessions[0])
+    again = cluster.register(0, process="p2")
+    block = BlockOffer(start.attempt, start.token, 10, 1, 1, {"m": 3})
+    assert cluster.propose(Offer(again, [block])) == [True]
+    assert cluster.propose(Offer(again, [block])) == [True]
+    assert cluster.state.jobs[JOB].counters == {"m": 3}
+    third = cluster.register(0, process="p3")
+    assert cluster.propose(Offer(third, [block])) == [True]
+    assert cluster.state.jobs[JOB].counters == {"m": 3}

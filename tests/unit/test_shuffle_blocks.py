@@ -25,7 +25,7 @@ def make(root: Path, attempt: AttemptId = ATTEMPT, token: Token = TOKEN) -> Path
             file.begin()
             file.write(data)
             file.end(len(data))
-        file.publish(path, attempt=attempt, token=token, digest=7)
+        file.publish(path, attempt=attempt, token=token, digest=7, counters={"m": 3})
     return path
 
 
@@ -69,8 +69,8 @@ def test_a_scan_offers_whole_files_and_deletes_the_rest(tmp_path: Path) -> None:
     misnamed.write_bytes(good.read_bytes())
     (good.parent / "9-0-1.tmp").write_bytes(b"half")
     assert scan(tmp_path) == [
-        BlockOffer(AttemptId(ATTEMPT.job, StageName("2-map"), 0, 0), Token(5), 7, 5005, other.stat().st_size),
-        BlockOffer(ATTEMPT, TOKEN, 7, 5005, good.stat().st_size),
+        BlockOffer(AttemptId(ATTEMPT.job, StageName("2-map"), 0, 0), Token(5), 7, 5005, other.stat().st_size, {"m": 3}),
+        BlockOffer(ATTEMPT, TOKEN, 7, 5005, good.stat().st_size, {"m": 3}),
     ]
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([good, other])
     assert scan(tmp_path / "nowhere") == []

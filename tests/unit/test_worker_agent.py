@@ -501,7 +501,9 @@ def test_the_end_of_a_session_kills_registers_and_offers(tmp_path: Path, templat
             assert not any(alive(pid) for pid in pids)
             assert master.registered[0].process == master.registered[1].process
             await until(lambda: master.offered, "an offer")
-            assert [block.token for block in master.offered[0].blocks] == [done.token]
+            assert isinstance(done, MapDone) and done.counters["input.records"] == 1
+            found = [(block.token, block.counters) for block in master.offered[0].blocks]
+            assert found == [(done.token, done.counters)]
             again = cluster.job(StepCode(words, Sum()), ["c\n"])
             assert isinstance(await master.do(again, TaskKind.MAP), MapDone)
 
