@@ -67,13 +67,30 @@ def begin_child(keep: Iterable[int]) -> None:
 
 
 def close_all_but(keep: Iterable[int]) -> None:
-    """Close every descriptor above 2 that is not in `keep`."""
+    """Close every descriptor above 2 that is not in `keep`.
+
+    Where libuv is loaded (a parent ran uvloop), their numbers stay taken by /dev/null: at each fork libuv closes, in
+    the child, the numbers of a pipe it remembers, whatever they name by then.
+    """
     kept = sorted({fd for fd in keep if fd > 2})
+    if "uvloop" in sys.modules:
+        _replace_all_but(kept)
+        return
     low = 3
     for fd in kept:
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, _open_max())
+
+
+def _replace_all_but(kept: list[int]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3, _open_max()):
+        if fd != null and fd not in kept:
+            with contextlib.suppress(OSError):
+                os.fstat(fd)  # Only what is open: a number that is free stays free.
+                os.dup2(null, fd, inheritable=False)
+    os.close(null)
 
 
 def _open_max() -> int:
