@@ -23,12 +23,12 @@ def forked(life):
 
 def template():
     pipes = [os.pipe() for _ in range(4)]  # Take the numbers that closing has made free.
+    before = [os.fstat(fd).st_ino for pipe in pipes for fd in pipe]
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            for pipe in pipes:
-                os.fstat(pipe[0]), os.fstat(pipe[1])
+            assert [os.fstat(fd).st_ino for pipe in pipes for fd in pipe] == before
             status = 0
         finally:
             os._exit(status)
