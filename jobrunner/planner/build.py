@@ -144,5 +144,6 @@ def _check_bytes(*, plan_bytes: int, code_bytes: int, bytes_max: int) -> None:
         )
         raise SpecError(
             f"limits.job_bytes_max: found a job of {plan_bytes + code_bytes} bytes (plan {plan_bytes}, "
-            f"code {code_bytes}), allowed: at most {bytes_max}; {larger}"
+            f"code {code_bytes}), allowed: at most {bytes_max}; {larger}; or raise the limit (--set "
+            "limits.job_bytes_max=N; a running cluster's is in its cluster.toml)"
         )

@@ -55,7 +55,7 @@ from jobrunner.worker import wire
 from jobrunner.worker.config import AgentConfig
 from jobrunner.worker.files import delete_attempt, delete_leftovers, drop_job, jobs_left, open_directory
 from jobrunner.worker.http import make_server
-from jobrunner.worker.logs import AttemptLog, log_directory
+from jobrunner.worker.logs import AttemptLog, log_directory, prune_logs
 from jobrunner.worker.needs import Needs
 from jobrunner.worker.pool import ImportFailure, Pool
 from jobrunner.worker.session import Session
@@ -402,6 +402,10 @@ class Agent:
             logger.warning("%s: its files stay: %s", job, error)
         else:
             self._spawn(asyncio.to_thread(shutil.rmtree, trash, True))
+        limits = self._settings.limits
+        self._spawn(
+            asyncio.to_thread(prune_logs, self.config.cluster_dir, limits.jobs_kept_max + limits.jobs_running_max)
+        )
 
     def forget_all_but(self, jobs: set[JobId]) -> None:
         for job in (jobs_left(self._directory) | set(self._pool.jobs())) - jobs - self._core.jobs():

@@ -176,7 +176,8 @@ def drop_job(directory: Directory, job: JobId, blobs: list[Hash]) -> str:
 
 
 def delete_leftovers(directory: Directory) -> None:
-    """At start: nothing runs, so every scratch directory and answer is of a process that is gone."""
-    for folder in ("answers", "scratch", "trash"):
+    """At start: nothing runs, so every scratch directory and answer is of a process that is gone. Nobody would know
+    any more which job a blob is of, nor when that job is over: those still needed are fetched again."""
+    for folder in ("answers", "blobs", "scratch", "trash"):
         shutil.rmtree(directory.below(folder), ignore_errors=True)
         os.makedirs(directory.below(folder), mode=0o700, exist_ok=True)

@@ -2,9 +2,11 @@
 
 Kept: the first bytes, up to the limit, and a last line that says how many were dropped. The end of both streams
 together stays in memory while the attempt runs, to travel in the report of a failure. A file is made at the first byte.
+Logs of the oldest jobs go when there are more jobs with logs than the masters remember.
 """
 
 import os
+import shutil
 from collections import deque
 from typing import BinaryIO
 
@@ -97,3 +99,14 @@ def read_log(cluster_dir: str, attempt: AttemptId, *, stream: str, offset: int, 
             return file.read(bytes_max)
     except FileNotFoundError:
         return None
+
+
+def prune_logs(cluster_dir: str, jobs_max: int) -> None:
+    """Keep the logs of the newest jobs: their ids sort by time. Agents of a host share them, and may do it at once."""
+    jobs = os.path.join(cluster_dir, "jobs")
+    try:
+        names = sorted(os.listdir(jobs))
+    except FileNotFoundError:
+        return
+    for name in names[: max(0, len(names) - jobs_max)]:
+        shutil.rmtree(os.path.join(jobs, name), ignore_errors=True)

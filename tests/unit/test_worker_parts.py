@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from jobrunner.shuffle.reducers import BadValue
 from jobrunner.storage.readers import BadInput, InputChanged
 from jobrunner.worker import files, user_code, wire
 from jobrunner.worker.context import COUNTERS_MAX, OutsideTask, Task, counter, param, running, task
-from jobrunner.worker.logs import AttemptLog, log_directory, read_log
+from jobrunner.worker.logs import AttemptLog, log_directory, prune_logs, read_log
 
 JOB = JobId("j-" + "0" * 26)
 ATTEMPT = AttemptId(JOB, StageName("map"), 3, 1)
@@ -60,6 +61,26 @@ def test_a_log_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_logs_of_the_oldest_jobs_go_first(tmp_path: Path) -> None:
+    """They would fill the disk: nobody else ever deletes them."""
+    prune_logs(str(tmp_path), 2)  # No job has written any.
+    for name in ("j-1", "j-2", "j-3"):
+        (tmp_path / "jobs" / name / "logs" / "map" / "0" / "0").mkdir(parents=True)
+        (tmp_path / "jobs" / name / "logs" / "map" / "0" / "0" / "stderr").write_text("x")
+    prune_logs(str(tmp_path), 2)
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["j-2", "j-3"]
+
+
+def test_what_an_earlier_process_kept_for_attempts_goes_at_start(tmp_path: Path) -> None:
+    """No job's end would take a blob along whose plan this process has not read: it would stay for ever."""
+    directory = files.open_directory(str(tmp_path / "w"), "c")
+    data = b"plan of a job that is over"
+    files.keep_blob(directory, blob_hash(data), data)
+    files.delete_leftovers(directory)
+    assert list((tmp_path / "w" / "blobs").iterdir()) == []
+    os.close(directory.lock)
 
 
 def test_a_directory_keeps_its_name_and_serves_one_process(tmp_path: Path) -> None:
