@@ -248,15 +248,12 @@ def _end_running(state: MasterState, job: Job, table: StageTable, running: Runni
     job.version += 1
 
 
-def drop(state: MasterState, running: Running, cause: EndCause, reason: str, address: str = "") -> None:
-    """Take an assigned attempt back, uncharged; the leader tells its worker by what it no longer finds here.
-
-    `address`: of a worker whose session is over.
-    """
+def drop(state: MasterState, running: Running, cause: EndCause, reason: str) -> None:
+    """Take an assigned attempt back, uncharged; the leader tells its worker by what it no longer finds here."""
     job = state.jobs[running.attempt.job]
     table = job.table(running.attempt.stage)
     assert table is not None
-    address = address or _address(state, running.session)
+    address = _address(state, running.session)
     _end_running(state, job, table, running, cause)
     job.keep_record(AttemptInfo(running.attempt, running.token, running.kind, cause, address, reason, "", ""))
 
@@ -267,7 +264,7 @@ def drop(state: MasterState, running: Running, cause: EndCause, reason: str, add
 def worker_lost(state: MasterState, session: Session, reason: str, at_ms: int) -> None:
     """Its attempts are lost, uncharged; of its map output, what a partition that is not sealed still needs."""
     for running in list(state.attempts.get(session.id, {}).values()):
-        drop(state, running, EndCause.LOST_WORKER, f"worker {session.name} was lost: {reason}", session.address)
+        drop(state, running, EndCause.LOST_WORKER, f"worker {session.name} was lost: {reason}")
     state.attempts.pop(session.id, None)
     for job in state.active.values():
         job.touched.pop(session.id, None)
@@ -376,9 +373,10 @@ def _end_job(state: MasterState, job: Job) -> None:
 def _tidy_job(state: MasterState, job: Job, at_ms: int) -> None:
     state.release_output(job, at_ms)
     state.active.pop(job.submit.job, None)
-    # Its code stays a while: another client may have been told that it need not send it. No other job has its plan.
-    if job.submit.plan not in state.blobs_in_use() and job.submit.plan != job.submit.code:
-        state.blobs.drop(job.submit.plan)
+    in_use = state.blobs_in_use()
+    for hash in (job.submit.plan, job.submit.code):
+        if hash not in in_use:
+            state.blobs.drop(hash)
 
 
 def _address(state: MasterState, id: SessionId) -> str:

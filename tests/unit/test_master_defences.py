@@ -25,9 +25,10 @@ from jobrunner.control.messages import (
 )
 from jobrunner.errors import NotLeader, SessionEnded, UnknownJob
 from jobrunner.ids import AttemptId, Epoch, MemberId, SessionId, Token
-from jobrunner.master.commands import EndAttempts, EndSession, Offer
+from jobrunner.master.commands import EndAttempts, EndSession, Offer, PutPiece
 from jobrunner.master.leader import LOST_KEPT_MAX, ORPHAN_BLOB_S
 from jobrunner.master.server import MasterServer
+from jobrunner.planner.plan import blob_hash
 from jobrunner.raft.files import File, RealFiles
 from jobrunner.raft.messages import Member
 from jobrunner.raft.ready import HardState, Save
@@ -129,14 +130,6 @@ def test_workers_lost_long_ago_are_forgotten(cluster: FakeCluster) -> None:  # n
     assert list(cluster.state.sessions.lost) == [f"dir{name}" for name in range(3, LOST_KEPT_MAX + 3)]
 
 
-def test_the_record_of_a_lost_attempt_names_its_worker(cluster: FakeCluster) -> None:  # noqa: F811
-    """Who looks for its log must know where it ran."""
-    for session in start_job(cluster):
-        cluster.propose(EndSession(session, "gone"))
-    records = cluster.state.jobs[JOB].records
-    assert records and all(info.worker in ("w0", "w1") for info in records)
-
-
 # --- snapshots -------------------------------------------------------------------------------------------------------
 
 ME = MemberId("m1")
@@ -178,12 +171,10 @@ def test_a_snapshot_that_arrives_while_one_is_taken_harms_neither(tmp_path: Path
 # --- blobs -----------------------------------------------------------------------------------------------------------
 
 
-def test_code_that_the_masters_said_they_have_is_there_at_submission(cluster: FakeCluster) -> None:  # noqa: F811
-    """The job that had it too may end in between, and the next one be refused for no fault of its own."""
-    start_job(cluster)
-    code = cluster.state.jobs[JOB].submit.code
-    cluster.run()
-    assert cluster.state.jobs[JOB].tidy and cluster.state.blobs.names() == [code]
+def test_a_blob_that_a_client_was_told_of_stays_for_its_job(cluster: FakeCluster) -> None:  # noqa: F811
+    """It would be dropped just before the job that names it arrives."""
+    code = blob_hash(b"code")
+    cluster.propose(PutPiece(code, 0, 4, b"code"))
     cluster.tick()
     cluster.now += ORPHAN_BLOB_S - 1
     cluster.leader.blobs_asked([code], cluster.now)
