@@ -137,19 +137,30 @@ class Client:
     def submit_built(self, built: "BuiltJob") -> JobHandle:
         """Send the blobs that the masters lack, then the job. Raises Unknown with field `job`."""
         failpoint("client.submit.before")
-        piece_bytes = self.settings.limits.piece_bytes
-        for name in self._remote.call(HaveBlobs(list(built.blobs)), BlobsHeld).missing:
-            data = built.blobs[name]
-            for offset in range(0, len(data), piece_bytes):
-                piece = data[offset : offset + piece_bytes]
-                self._remote.call(PutBlob(name, offset, len(data), piece), Ack)
+        self._send_missing(built)
         try:
-            answer = self._remote.call(built.submit, Submitted)
+            try:
+                answer = self._remote.call(built.submit, Submitted)
+            except Refused:
+                if not self._send_missing(built):
+                    raise
+                answer = self._remote.call(built.submit, Submitted)  # A job that had the same code ended in between.
         except Unknown as error:
             job = built.submit.job
             raise Unknown(f"{error}; submitting again with job id {job} is safe", job=job) from error
         failpoint("client.submit.after")
         return JobHandle(self._remote, answer.job)
+
+    def _send_missing(self, built: "BuiltJob") -> bool:
+        """Send the blobs that the masters lack; whether there were any."""
+        piece_bytes = self.settings.limits.piece_bytes
+        missing = self._remote.call(HaveBlobs(list(built.blobs)), BlobsHeld).missing
+        for name in missing:
+            data = built.blobs[name]
+            for offset in range(0, len(data), piece_bytes):
+                piece = data[offset : offset + piece_bytes]
+                self._remote.call(PutBlob(name, offset, len(data), piece), Ack)
+        return bool(missing)
 
     def job(self, job_id: str) -> JobHandle:
         """The handle of a job submitted before. Raises SpecError; the cluster is not asked."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_fakes import JOB, FakeMasters, status_of
@@ -11,7 +12,7 @@ from jobrunner import Client, Job, Sum
 from jobrunner.api.client import parse_addresses
 from jobrunner.api.prepare import HASH_VERSION, default_slots
 from jobrunner.control.messages import JobState, PutBlob, SubmitJob
-from jobrunner.errors import CorruptData, JobKilled, SpecError, TaskError, Unavailable, Unknown, UnknownJob
+from jobrunner.errors import CorruptData, JobKilled, Refused, SpecError, TaskError, Unavailable, Unknown, UnknownJob
 from jobrunner.ids import job_id_from_number
 from jobrunner.planner.plan import decode_plan
 from jobrunner.shuffle.partition import HASH_VERSION as SHUFFLE_HASH_VERSION
@@ -60,6 +61,27 @@ def test_submit_sends_the_blobs_and_then_the_job(
     assert set(masters.blobs) == {job.plan, job.code}
     assert (plan.params, plan.inputs[0].url, plan.output.url) == ({"n": "3"}, str(text), str(tmp_path / "out"))
     assert isinstance(masters.told[-1], SubmitJob)
+
+
+def test_code_that_went_with_another_job_is_sent_again(
+    client: Client, masters: FakeMasters, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one program in a row: the clean-up of the first drops what the masters just said they had."""
+    client.submit(WORDCOUNT, input=text, output=tmp_path / "out")
+    kept, times = masters.call, []
+
+    async def call(message: Any, **limits: Any) -> Any:
+        if isinstance(message, SubmitJob):
+            times.append(message.job)
+            if len(times) == 1:
+                del masters.blobs[message.code]
+            if message.code not in masters.blobs:
+                raise Refused("send it first")
+        return await kept(message, **limits)
+
+    monkeypatch.setattr(masters, "call", call)
+    handle = client.submit(WORDCOUNT, input=text, output=tmp_path / "out2")
+    assert times == [handle.id, handle.id]
 
 
 def test_large_blobs_go_in_pieces(client: Client, masters: FakeMasters, text: Path, tmp_path: Path) -> None:
