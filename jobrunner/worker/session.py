@@ -40,7 +40,7 @@ _PAUSE_S = 0.2  # After an answer that is neither a result nor the end of the se
 _REPORT_COUNT_MAX = 2_000
 _OFFER_COUNT_MAX = 2_000
 _Reply = TypeVar("_Reply", bound=msgspec.Struct)
-_Row = TypeVar("_Row", Ended, BlockOffer)
+_Row = TypeVar("_Row", Ended, BlockOffer, AttemptId)
 
 
 class SessionOwner(Protocol):
@@ -92,8 +92,9 @@ class Session:
         self._report_due.set()
 
     def report_lost(self, reader: AttemptId, lost: list[AttemptId], kind: LossKind) -> None:
-        """Tell the masters, before the reader's own end, what it could not read."""
-        self._lost.append((reader, lost, kind))
+        """Tell the masters, before the reader's own end, what it could not read. Of what is too much for one message,
+        the first part: the next reader finds the rest."""
+        self._lost.append((reader, self._fitting(lost), kind))
         self._report_due.set()
 
     async def run(self) -> None:
