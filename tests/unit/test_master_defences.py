@@ -5,10 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 from test_master_locks import Front, LockCluster, run
-from test_master_state import JOB, MAP, REDUCE, FakeCluster, cluster, start_job  # noqa: F401 - a fixture
+from test_master_state import JOB, MAP, FakeCluster, cluster, start_job  # noqa: F401 - a fixture
 
 from jobrunner.control.messages import (
     Ack,
@@ -36,8 +35,6 @@ from jobrunner.raft.ready import HardState, Save
 from jobrunner.raft.settings import RaftSettings
 from jobrunner.raft.snapshot import Snapshot
 from jobrunner.raft.store import Store, init_store
-from jobrunner.spec.settings import Settings
-from jobrunner.worker.session import Session
 
 
 def test_a_report_about_a_forgotten_job_does_not_stop_the_leader() -> None:
@@ -131,16 +128,6 @@ def test_workers_lost_long_ago_are_forgotten(cluster: FakeCluster) -> None:  # n
         cluster.propose(EndSession(cluster.register(name), "gone"))
     cluster.tick()
     assert list(cluster.state.sessions.lost) == [f"dir{name}" for name in range(3, LOST_KEPT_MAX + 3)]
-
-
-def test_more_lost_maps_than_fit_a_frame_are_reported_in_part() -> None:
-    """The agent would stop at a message that it cannot send; the next reader finds what is left."""
-    session = Session(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), None, Settings())  # type: ignore[arg-type]
-    lost = [AttemptId(JOB, MAP, partition, 0) for partition in range(40_000)]
-    session.report_lost(AttemptId(JOB, REDUCE, 0, 0), lost, LossKind.MISSING)
-    _, some, _ = session._lost[0]
-    assert some == lost[: len(some)] and len(some) > 5_000
-    assert len(msgspec.msgpack.encode(some)) < Settings().limits.frame_bytes_max * 3 // 4
 
 
 # --- snapshots -------------------------------------------------------------------------------------------------------
