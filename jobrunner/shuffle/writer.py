@@ -23,15 +23,15 @@ import pyarrow as pa
 from jobrunner.errors import TaskError
 from jobrunner.ids import AttemptId, Token
 from jobrunner.shuffle.blocks import PartitionFile
-from jobrunner.shuffle.buffer import CHUNK, KeyBuffer, ValueBuffer, chunks, is_steady, unzip
+from jobrunner.shuffle.buffer import CHUNK, BadPair, KeyBuffer, ValueBuffer, chunks, is_steady, unzip
 from jobrunner.shuffle.columns import concat_rows, make_rows, rows_bytes, value_column
 from jobrunner.shuffle.composite import compose, encode_values, split_composite
 from jobrunner.shuffle.fold import count_rows, fold_rows, gather_rows
-from jobrunner.shuffle.keys import decode_keys, encode_keys
+from jobrunner.shuffle.keys import UnsupportedKey, decode_keys, encode_keys
 from jobrunner.shuffle.limits import ShuffleLimits, batch_bytes, buffer_bytes
 from jobrunner.shuffle.merge import combine_rows, merge_all, sort_rows
 from jobrunner.shuffle.partition import hash_column, partition_of, rows_digest
-from jobrunner.shuffle.reducers import Count, Distinct, First, Max, Min, Ready, TopK
+from jobrunner.shuffle.reducers import BadValue, Count, Distinct, First, Max, Min, Ready, TopK
 from jobrunner.shuffle.runs import FileRun, RowsRun, Run, even_batches, write_partition
 from jobrunner.shuffle.tables import rows_of, table_pieces
 
@@ -215,6 +215,13 @@ class MapOutputWriter:
         self._combined_out += len(pairs)
         if not pairs:
             return rows.slice(0, 0)
+        try:
+            return self._combined_rows(pairs)
+        except (BadPair, BadValue, UnsupportedKey) as error:  # Not the map's, in whose time it is found.
+            name = getattr(self._combine, "__qualname__", type(self._combine).__qualname__)
+            raise TaskError(f"combine function {name}: {error}") from error
+
+    def _combined_rows(self, pairs: list[Any]) -> Any:
         keys, values = unzip(pairs)
         if not self._composite:
             return make_rows(encode_keys(keys), value_column(values))

@@ -305,3 +305,14 @@ def test_ready_made_reducers_are_ordinary_functions_too() -> None:
     assert list(Max()("k", iter([1, 3, 2]))) == [("k", 3)]
     assert list(Min()("k", iter([]))) == []
     assert pickle.loads(pickle.dumps(Sum())) == Sum()
+
+
+@pytest.mark.parametrize("pairs", [[1], [({}, 1)]])
+def test_what_a_combiner_may_not_give_is_called_the_combiners(tmp_path: Path, pairs: list[Any]) -> None:
+    """The map function was blamed, or nobody: its user looks in the wrong place."""
+
+    def half(key: Any, values: Any) -> Any:
+        return pairs
+
+    with pytest.raises(TaskError, match=r"combine function .*half: "):
+        write(tmp_path, [("a", 1)], combine=half)
