@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.raft_world import MS, RaftWorld
 
 FIRST = int(os.environ.get("JOBRUNNER_SEED", "1"))
-SEEDS = int(os.environ.get("JOBRUNNER_SEEDS", "100"))
+SEEDS = int(os.environ.get("JOBRUNNER_SEEDS", "200"))
 
 
 def repeat_command(seed: int) -> str:
