@@ -59,6 +59,14 @@ def cluster_for(tmp_path: Path, **options: object) -> Iterator[LocalCluster]:
             raise
 
 
+def entries(directory: Path, pattern: str) -> list[Path]:
+    """What matches just now, while others make and delete directories: a plain glob raises for one that goes."""
+    try:
+        return list(directory.glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
 def read_counts(output: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for part in sorted(output.glob("part-*")):

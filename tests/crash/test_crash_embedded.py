@@ -16,6 +16,7 @@ from jobrunner.testing.local import descendants, wait_until
 JOB = """
 import time
 from jobrunner import Job, Sum, param
+from tests.crash.cluster import entries
 def words(line):
     time.sleep(param("map_s", default=0.1))
     yield line, 1
@@ -32,7 +33,7 @@ class Embedded:
 
     def wait_running(self) -> list[int]:
         """Until user code runs; returns all its processes."""
-        wait_until(lambda: list(self.directory.glob("tmp/jobrunner-*/worker-0/scratch/*/*")), what="the first map")
+        wait_until(lambda: entries(self.directory, "tmp/jobrunner-*/worker-0/scratch/*/*"), what="the first map")
         return [self.process.pid, *descendants(self.process.pid)]
 
     def end(self) -> tuple[str, str]:

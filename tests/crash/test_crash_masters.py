@@ -23,7 +23,16 @@ from jobrunner.control.messages import EndCause, JobStatus, MasterInfo
 from jobrunner.ids import JobId, parse_job_id
 from jobrunner.master.commands import EndSession
 from jobrunner.testing.local import LocalCluster, descendants, wait_until
-from tests.crash.cluster import SETTINGS, Text, check_alone, check_output, cluster_for, make_text, read_counts
+from tests.crash.cluster import (
+    SETTINGS,
+    Text,
+    check_alone,
+    check_output,
+    cluster_for,
+    entries,
+    make_text,
+    read_counts,
+)
 from tests.crash.faults import ENDED, count_commands, make_ready
 from tests.crash.jobs import slow_reduce
 
@@ -299,7 +308,7 @@ class Embedded:
 
     def wait_running(self) -> list[int]:
         """Until user code has run; returns all its processes."""
-        wait_until(lambda: list(self.temporary.glob("jobrunner-*/worker-0/blocks/*/**/*")), what="the first map")
+        wait_until(lambda: entries(self.temporary, "jobrunner-*/worker-0/blocks/*/**/*"), what="the first map")
         return [self.process.pid, *descendants(self.process.pid)]
 
     def end(self) -> tuple[str, str]:
