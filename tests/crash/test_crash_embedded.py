@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from jobrunner.testing.local import descendants, wait_until
+from tests.crash.cluster import entries
 
 JOB = """
 import time
 from jobrunner import Job, Sum, param
-from tests.crash.cluster import entries
 def words(line):
     time.sleep(param("map_s", default=0.1))
     yield line, 1
