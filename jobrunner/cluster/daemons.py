@@ -111,7 +111,7 @@ def run_master(config: Path, slot: int, init: bool) -> int:
     if init:
         directory.init_master(slot)
     host, _, port = directory.file.masters[slot].address.rpartition(":")
-    return _reported(lambda: serve_master_of(directory, slot, Place(host, int(port)), handle_sigint=True))
+    return reported(lambda: serve_master_of(directory, slot, Place(host, int(port)), handle_sigint=True))
 
 
 def run_worker(config: Path, number: int | None) -> int:
@@ -135,7 +135,7 @@ def run_worker(config: Path, number: int | None) -> int:
         raise SpecError(f"--id: found {number}, allowed: 0 and above")
     chosen, place = number, Place(host, port)
     template = start_base_template()
-    return _reported(lambda: serve_worker_of(directory, chosen, place, template, handle_sigint=True))
+    return reported(lambda: serve_worker_of(directory, chosen, place, template, handle_sigint=True))
 
 
 def _next_number(directory: ClusterDir) -> int:
@@ -153,7 +153,7 @@ def _check_id(role: str, found: int, count: int) -> None:
         raise SpecError(f"--id: found {found}, allowed: 0 to {count - 1} ({role}s of this cluster)")
 
 
-def _reported(run: Any) -> int:
+def reported(run: Any) -> int:
     """Run a daemon; what ends it is the last line of its log, and its exit status says what kind of end it was."""
     try:
         status: int = run()

@@ -264,15 +264,15 @@ class _Zygote:
             self._template = None
 
     def _master(self, directory: "ClusterDir", slot: int) -> int:
-        from jobrunner.cluster.daemons import Place, serve_master_of
+        from jobrunner.cluster.daemons import Place, reported, serve_master_of
 
         if self._template is not None:
             self._template.close()
         host, _, port = directory.file.masters[slot].address.rpartition(":")
-        return _status_of(lambda: serve_master_of(directory, slot, Place(host, int(port)), handle_sigint=False))
+        return reported(lambda: serve_master_of(directory, slot, Place(host, int(port)), handle_sigint=False))
 
     def _worker(self, directory: "ClusterDir", number: int) -> int:
-        from jobrunner.cluster.daemons import Place, serve_worker_of
+        from jobrunner.cluster.daemons import Place, reported, serve_worker_of
         from jobrunner.worker.template import start_base_template
 
         template = self._template
@@ -283,7 +283,7 @@ class _Zygote:
         ready = template
         host, _, port = directory.file.workers[number].address.rpartition(":")
         place = Place(host, int(port))
-        return _status_of(lambda: serve_worker_of(directory, number, place, ready, handle_sigint=False))
+        return reported(lambda: serve_worker_of(directory, number, place, ready, handle_sigint=False))
 
     # --- supervision -------------------------------------------------------------------------------------------------
 
@@ -365,11 +365,3 @@ def _become_daemon(path: Path, name: str, close: list[socket.socket]) -> None:
     from jobrunner.cluster.daemons import start_logging
 
     start_logging()
-
-
-def _status_of(run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except JobrunnerError as error:
-        logger.critical("%s: %s", type(error).__name__, error)
-        return error.exit_status

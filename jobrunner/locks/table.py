@@ -38,9 +38,6 @@ class LockTable:
     def winner(self, job: JobId, stage: StageName, partition: int) -> Claim | None:
         return self.winners.get((job, stage), {}).get(partition)
 
-    def sealed_count(self, job: JobId, stage: StageName) -> int:
-        return len(self.winners.get((job, stage), {}))
-
     def seal(self, job: JobId, stage: StageName, partition: int, claim: Claim) -> Claim:
         """Make `claim` the winner unless there is one; return the winner. Safe to repeat."""
         return self.winners.setdefault((job, stage), {}).setdefault(partition, claim)
